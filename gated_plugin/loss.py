@@ -1,0 +1,59 @@
+"""The three terms of the Gated SAE's loss (arXiv 2404.16014, section 3.2.2), as pure functions.
+
+    L(x) = ‖x − x̂‖² + λ ‖ReLU(π_gate)‖₁ + ‖x − x̂_frozen(ReLU(π_gate))‖²
+
+Sums over the activation's dimensions and over the features, mean over the batch.
+Shapes: B batch (any leading dimensions), N d_in, M d_sae.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class GatedLoss(NamedTuple):
+    """The terms of the loss, each a scalar in squared activation units."""
+
+    reconstruction: Tensor
+    sparsity: Tensor
+    auxiliary: Tensor
+
+
+def gated_loss(
+    x_BN: Tensor, x_hat_BN: Tensor, pi_gate_BM: Tensor, W_dec_MN: Tensor, b_dec_N: Tensor, l1: float
+) -> GatedLoss:
+    """All three terms.
+
+    Args:
+        x_BN: what is to be reconstructed.
+        x_hat_BN: its reconstruction from the features.
+        pi_gate_BM: pre-activations of the gate.
+        W_dec_MN, b_dec_N: the decoder, through which the auxiliary term passes no gradient.
+        l1: λ, for a squared error that is summed over N.
+    """
+    gate_BM = torch.relu(pi_gate_BM)
+    return GatedLoss(
+        reconstruction=squared_error(x_BN, x_hat_BN),
+        sparsity=sparsity_penalty(gate_BM, l1),
+        auxiliary=auxiliary_error(x_BN, gate_BM, W_dec_MN, b_dec_N),
+    )
+
+
+def squared_error(x_BN: Tensor, x_hat_BN: Tensor) -> Tensor:
+    """‖x − x̂‖², in at least float32 whatever the activations' type."""
+    wide = torch.promote_types(x_BN.dtype, torch.float32)
+    return (x_hat_BN.to(wide) - x_BN.to(wide)).pow(2).sum(-1).mean()
+
+
+def sparsity_penalty(gate_BM: Tensor, l1: float) -> Tensor:
+    """λ ‖ReLU(π_gate)‖₁: the decoder's rows have norm 1, so no weight stands before it."""
+    return l1 * gate_BM.sum(-1).mean()
+
+
+def auxiliary_error(x_BN: Tensor, gate_BM: Tensor, W_dec_MN: Tensor, b_dec_N: Tensor) -> Tensor:
+    """‖x − x̂_frozen(ReLU(π_gate))‖²: teaches the gate to detect, leaves the decoder alone."""
+    frozen = gate_BM.to(W_dec_MN.dtype) @ W_dec_MN.detach() + b_dec_N.detach()
+    return squared_error(x_BN, frozen)

@@ -1,0 +1,153 @@
+"""What a run folder holds: the one place that knows its file names.
+
+    runs/x/
+      recipe.yaml               the recipe as it was run, with every --set in it
+      environment.json          versions, machine and command
+      training.jsonl            a line per logged step
+      checkpoints/step_*/       the last good checkpoint, while training
+      sae/                      the trained SAE as SAELens saves it, activation scaling folded in
+      evaluation.json           the figures on held-out text
+      features.safetensors      per feature [d_sae]: how often it fired, on how many tokens
+      activations.safetensors   a few held-out activations [rows, d_in], to compare features on
+      plots/                    png
+      publication/              what was pushed: one folder per SAE, card, index
+      summary.json              all figures in one table
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gated_plugin.errors import GatedError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """A run that exists.
+
+        Raises:
+            GatedError: there is no run at `path`.
+        """
+        run = cls(Path(path))
+        if not run.recipe.exists():
+            raise GatedError(
+                f"{path} is no run folder: it has no recipe.yaml; make one with "
+                "`gated-hub train quickstart --out runs/quickstart`."
+            )
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def training_log(self) -> Path:
+        return self.path / "training.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def sae(self) -> Path:
+        return self.path / "sae"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def features(self) -> Path:
+        return self.path / "features.safetensors"
+
+    @property
+    def activations(self) -> Path:
+        return self.path / "activations.safetensors"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def publication(self) -> Path:
+        return self.path / "publication"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.sae / "sae_weights.safetensors").exists()
+
+    def require_trained(self) -> None:
+        """Raise `GatedError` unless training has finished."""
+        if not self.is_trained:
+            raise GatedError(
+                f"{self.path} holds no trained SAE yet; finish its training with "
+                f"`gated-hub train {self.recipe} --out {self.path} --resume`."
+            )
+
+    def require_evaluated(self) -> None:
+        """Raise `GatedError` unless the figures on held-out text are there."""
+        self.require_trained()
+        if not self.evaluation.exists():
+            raise GatedError(
+                f"{self.path} has not been evaluated; run `gated-hub eval {self.path}` first."
+            )
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file of ours.
+
+    Raises:
+        GatedError: the file is missing or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GatedError(f"{path} is missing; run the step that writes it again.") from None
+    except ValueError as error:
+        raise GatedError(
+            f"{path} is damaged ({error}); delete it and run the step that writes it again."
+        ) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value so that a kill leaves the old file or the new one."""
+    with beside(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A sibling path to write a file to; renamed to `path`, on disk, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

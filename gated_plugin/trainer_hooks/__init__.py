@@ -1,0 +1,1 @@
+"""What happens around a training step; each file one hook, with one reason."""

@@ -1,0 +1,189 @@
+"""The Gated SAE in training: SAELens' class, with the paper's loss and a unit-norm decoder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.saes import gated_sae as saelens
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from torch import Tensor
+from typing_extensions import override
+
+from gated_plugin.architecture import GatedEncoder
+from gated_plugin.config import GatedTrainingSAEConfig
+from gated_plugin.errors import GatedError
+from gated_plugin.loss import gated_loss
+from gated_plugin.trainer_hooks.decoder_norm import hold_unit_norm
+from gated_plugin.trainer_hooks.l0_target import L0Target
+
+STATE_FILENAME = "gated_training_state.json"
+
+NOTICE = (
+    "Training architecture='gated' with gated_plugin: unlike SAELens' built-in gated, the auxiliary "
+    "loss leaves the decoder alone and decoder rows stay at norm 1, as in arXiv 2404.16014; "
+    "for the built-in one call gated_plugin.unregister() or set GATED_PLUGIN_AUTOLOAD=0."
+)
+
+logger = logging.getLogger("gated_plugin")
+_noticed: list[str] = []
+
+
+class NonFiniteLossError(GatedError):
+    """A batch that would poison the weights for good; they are as they were before it."""
+
+
+class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
+    """Trains with the loss of arXiv 2404.16014, in any of SAELens' trainers or in a bare loop.
+
+    The first `training_forward_pass` folds a free decoder norm into the encoder, exactly; from
+    then on every optimizer step leaves the decoder's rows at norm 1.
+    """
+
+    cfg: GatedTrainingSAEConfig
+    l0_target: L0Target | None
+
+    def __init__(self, cfg: saelens.GatedTrainingSAEConfig, use_error_term: bool = False) -> None:
+        if not isinstance(cfg, GatedTrainingSAEConfig):
+            cfg = GatedTrainingSAEConfig.from_dict(cfg.to_dict())
+        super().__init__(cfg, use_error_term)
+        self.l0_target = None if cfg.target_l0 is None else L0Target(cfg.target_l0)
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.W_enc.data *= self.cfg.encoder_init_norm
+
+    @override
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and magnitude pre-activations [..., d_sae] of activations [..., d_in]."""
+        code = self.gated_code(x)
+        return code.features, code.magnitude_pre
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One forward pass: one encoder product, two decodes, three terms of the loss.
+
+        Raises:
+            NonFiniteLossError: NaN or infinity in the batch or in the loss.
+        """
+        self._before_step()
+        x = step_input.sae_in
+        code = self.gated_code(x)
+        x_hat = self.decode(code.features)
+        losses = self._losses(x, x_hat, code.shared_pre, self._l1(step_input, code.features))
+        total = torch.stack(list(losses.values())).sum()
+        self._refuse_non_finite(total, step_input)
+        return TrainStepOutput(
+            sae_in=x,
+            sae_out=x_hat,
+            feature_acts=code.features,
+            hidden_pre=code.magnitude_pre,
+            loss=total,
+            losses=losses,
+        )
+
+    @override
+    def calculate_aux_loss(
+        self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
+    ) -> dict[str, Tensor]:
+        """SAELens' seam for the terms besides the reconstruction; costs a second encoder product."""
+        shared_pre = self.process_sae_in(step_input.sae_in) @ self.W_enc
+        l1 = step_input.coefficients["l1"]
+        losses = self._losses(step_input.sae_in, sae_out, shared_pre, l1)
+        del losses["mse_loss"]
+        return losses
+
+    def _losses(self, x: Tensor, x_hat: Tensor, shared_pre: Tensor, l1: float) -> dict[str, Tensor]:
+        """Under the names that SAELens' logs and dashboards use."""
+        terms = gated_loss(x, x_hat, shared_pre + self.b_gate, self.W_dec, self.b_dec, l1)
+        return {
+            "mse_loss": terms.reconstruction,
+            "l1_loss": terms.sparsity,
+            "auxiliary_reconstruction_loss": terms.auxiliary,
+        }
+
+    @torch.compiler.disable
+    def _before_step(self) -> None:
+        if not _noticed:
+            _noticed.append(NOTICE)
+            logger.warning(NOTICE)
+        if hold_unit_norm(self.W_dec) and not _has_unit_rows(self.W_dec):
+            self.fold_W_dec_norm()
+
+    @torch.compiler.disable
+    def _l1(self, step_input: TrainStepInput, features: Tensor) -> float:
+        l1 = step_input.coefficients["l1"]
+        if self.l0_target is None:
+            return l1
+        if torch.is_grad_enabled():
+            self.l0_target.observe((features.detach() > 0).sum(-1).float().mean().item())
+        return l1 * self.l0_target.factor
+
+    @torch.compiler.disable
+    def _refuse_non_finite(self, loss: Tensor, step_input: TrainStepInput) -> None:
+        if torch.isfinite(loss):
+            return
+        rows = (~torch.isfinite(step_input.sae_in).all(-1)).sum().item()
+        cause = (
+            f"{rows} of its {len(step_input.sae_in)} activation rows hold NaN or infinity"
+            if rows
+            else "the activations are finite, so the loss overflowed: lower the learning rate"
+        )
+        raise NonFiniteLossError(
+            f"Training step {step_input.n_training_steps} was refused and the weights kept: the "
+            f"loss of its batch is {loss.item()}, because {cause}. Mend that and resume from the "
+            "last checkpoint."
+        )
+
+    @override
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """Fold x → s·x into the weights, then bring the decoder's rows back to norm 1."""
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        self.fold_W_dec_norm()
+
+    @override
+    def fold_activation_whitening(
+        self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor
+    ) -> None:
+        """Fold the whitening into the weights, then bring the decoder's rows back to norm 1."""
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+        self.fold_W_dec_norm()
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """Takes checkpoints of SAELens' built-in gated: folds their free decoder norm, exactly."""
+        super().process_state_dict_for_loading(state_dict)
+        W_dec = state_dict["W_dec"]
+        if _has_unit_rows(W_dec):
+            return
+        norms = W_dec.norm(dim=1).clamp_min(torch.finfo(W_dec.dtype).tiny)
+        state_dict["W_dec"] = W_dec / norms[:, None]
+        for name in ("W_enc", "b_gate", "b_mag"):
+            state_dict[name] = state_dict[name] * norms
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """SAELens' two files; beside them the state of a λ that is being steered."""
+        saved = super().save_model(path)
+        if self.l0_target is not None:
+            (Path(path) / STATE_FILENAME).write_text(json.dumps(asdict(self.l0_target)))
+        return saved
+
+    @override
+    def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
+        """Weights, and the state of a steered λ where the checkpoint has one."""
+        super().load_weights_from_checkpoint(checkpoint_path)
+        state = Path(checkpoint_path) / STATE_FILENAME
+        if self.l0_target is not None and state.exists():
+            self.l0_target = L0Target(**json.loads(state.read_text()))
+
+
+def _has_unit_rows(W_dec: Tensor) -> bool:
+    """Within the rounding of the weights' type, so that our own checkpoints load bit for bit."""
+    tolerance = 1e-5 if W_dec.dtype.itemsize >= torch.float32.itemsize else 1e-2
+    return bool((W_dec.float().norm(dim=1) - 1).abs().max() < tolerance)
