@@ -1,17 +1,17 @@
 """What a run folder holds: the one place that knows its file names.
 
-    runs/x/
-      recipe.yaml               the recipe as it was run, with every --set in it
-      environment.json          versions, machine and command
-      training.jsonl            a line per logged step
-      checkpoints/step_*/       the last good checkpoint, while training
-      sae/                      the trained SAE as SAELens saves it, activation scaling folded in
-      evaluation.json           the figures on held-out text
-      features.safetensors      per feature [d_sae]: how often it fired, on how many tokens
-      activations.safetensors   a few held-out activations [rows, d_in], to compare features on
-      plots/                    png
-      publication/              what was pushed: one folder per SAE, card, index
-      summary.json              all figures in one table
+runs/x/
+  recipe.yaml               the recipe as it was run, with every --set in it
+  environment.json          versions, machine and command
+  training.jsonl            a line per logged step
+  checkpoints/step_*/       the last good checkpoint, while training
+  sae/                      the trained SAE as SAELens saves it, activation scaling folded in
+  evaluation.json           the figures on held-out text
+  features.safetensors      per feature [d_sae]: how often it fired, on how many tokens
+  activations.safetensors   a few held-out activations [rows, d_in], to compare features on
+  plots/                    png
+  publication/              what was pushed: one folder per SAE, card, index
+  summary.json              all figures in one table
 """
 
 from __future__ import annotations

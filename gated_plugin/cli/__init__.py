@@ -1,0 +1,48 @@
+"""`gated-hub`: train, evaluate and publish Gated SAEs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point of the console script: errors are one sentence, `--debug` adds a traceback."""
+    from gated_plugin.cli import output
+    from gated_plugin.cli.commands import app
+    from gated_plugin.errors import GatedError
+
+    debug = "--debug" in sys.argv
+    if not debug:
+        _hush()
+    try:
+        app()
+    except GatedError as error:
+        if debug:
+            raise
+        output.error(str(error))
+        sys.exit(EXIT_INTERRUPTED if type(error).__name__ == "Interrupted" else EXIT_ERROR)
+    except OSError as error:
+        if debug:
+            raise
+        output.error(
+            f"{error.strerror or error} ({error.filename or 'no file'}); --debug says more."
+        )
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        output.error("Interrupted.")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _hush() -> None:
+    """Keep what libraries say about themselves from between a command's lines."""
+    import warnings
+
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("ignore", message="The training dataset contains fewer samples")
+    warnings.filterwarnings("ignore", message="To copy construct from a tensor")

@@ -1,0 +1,177 @@
+"""The commands: each parses, calls one function, and prints through one sink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from gated_plugin.cli.output import answer, chosen, error
+
+app = typer.Typer(
+    name="gated-hub",
+    help="Train, evaluate and publish Gated sparse autoencoders with SAELens.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no answer.")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+Set = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this on Python 3.10 too
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."),
+]
+
+
+@app.callback()
+def gated_hub(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")] = False,
+) -> None:
+    """Train, evaluate and publish Gated sparse autoencoders with SAELens."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a bundled one.")],
+    set_: Set = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run folder; runs/NAME by default."),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Continue the run in --out.")] = False,
+    checkpoint_every: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Steps between checkpoints; a hundredth of the run by default."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an SAE from a recipe.
+
+    gated-hub train quickstart --set sae.l1_coefficient=1 --out runs/mine
+    """
+    from gated_plugin.recipes import Recipe
+    from gated_plugin.runner import train as run_training
+    from gated_plugin.science.plots import draw
+
+    plan = Recipe.load(recipe, set_ or ())
+    run = run_training(
+        plan,
+        out or Path("runs") / plan.name,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        quiet=quiet or as_json,
+    )
+    draw(run)
+    answer(
+        chosen(as_json, quiet),
+        {"run": str(run.path), "sae": str(run.sae), "next": f"gated-hub eval {run.path}"},
+        "Trained.",
+    )
+
+
+@app.command("eval")
+def evaluate(run: RunPath, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Evaluate a run's SAE on held-out text: L0, loss recovered, γ, alive, CE, FVU.
+
+    gated-hub eval runs/quickstart
+    """
+    from gated_plugin.recipes import Recipe
+    from gated_plugin.runs import Run
+    from gated_plugin.science.evaluation import evaluate as run_evaluation
+    from gated_plugin.science.plots import draw
+
+    opened = Run.open(run)
+    figures = run_evaluation(opened, Recipe.load(opened.recipe), quiet=quiet or as_json)
+    draw(opened)
+    answer(chosen(as_json, quiet), asdict(figures), f"{run} on {figures.dataset_path}")
+
+
+@app.command()
+def push(
+    run: RunPath,
+    repo: Annotated[str, typer.Option(help="The repository, such as org/name.")],
+    private: Annotated[bool, typer.Option(help="Create it as a private one.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Publish a run: fold, compare in plain SAELens, one commit, check the remote hashes.
+
+    gated-hub push runs/quickstart --repo me/gated-books
+    """
+    from gated_plugin.hub.publish import publish
+    from gated_plugin.runs import Run
+
+    output = chosen(as_json, quiet)
+    published = publish(Run.open(run), repo, private=private, report=_reporter(quiet or as_json))
+    answer(output, {**asdict(published), "load": published.snippet}, "Published.")
+
+
+@app.command()
+def serve(
+    root: Annotated[Path, typer.Option(help="Folder that keeps its repositories.")] = Path(
+        "runs/hub"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8899,
+) -> None:
+    """Serve a private Hub on this computer alone (127.0.0.1), until Ctrl-C.
+
+    gated-hub serve --port 8899
+    """
+    import threading
+
+    from gated_plugin.hub.local import LocalHub
+
+    with LocalHub(root, port) as hub:
+        print(f"Local hub at {hub.url}, kept in {root}. In another terminal:\n")
+        print(f"  export HF_ENDPOINT={hub.url}")
+        print(f"  export HF_TOKEN=$(cat {root / 'token'})")
+        print("  export HF_HUB_DISABLE_XET=1\n", flush=True)
+        threading.Event().wait()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder; made anew.")] = Path("runs/quickstart"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole job on the embedded model: train, evaluate, publish locally, load back.
+
+    gated-hub demo
+    """
+    from gated_plugin.demo import demo as run_demo
+
+    summary = run_demo(out, quiet=quiet or as_json, report=_reporter(quiet or as_json))
+    answer(chosen(as_json, quiet), summary, f"\nA Gated SAE in {summary['seconds']:.0f} s:")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed, what is registered, and what is wrong."""
+    from gated_plugin.doctor import diagnose
+
+    found = diagnose()
+    answer(
+        chosen(as_json, False),
+        {
+            **found.versions,
+            "plugins": [f"{name} = {value}" for name, value in found.plugins.items()],
+            "registered as 'gated'": found.registered,
+            "problems": list(found.problems),
+        },
+    )
+    if found.problems:
+        if not as_json:
+            for problem in found.problems:
+                error(problem)
+        raise typer.Exit(1)
+
+
+def _reporter(quiet: bool) -> Callable[[str], None]:
+    return (lambda line: None) if quiet else (lambda line: print(line, flush=True))

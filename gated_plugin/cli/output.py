@@ -1,0 +1,51 @@
+"""The one place where answers are printed: for people, as JSON, or not at all."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+
+class Output(str, Enum):
+    """How a command answers."""
+
+    human = "human"
+    json = "json"
+    quiet = "quiet"
+
+
+def chosen(as_json: bool, quiet: bool) -> Output:
+    """What `--json` and `--quiet` ask for; `--json` wins."""
+    return Output.json if as_json else Output.quiet if quiet else Output.human
+
+
+def answer(output: Output, figures: Mapping[str, Any], title: str = "") -> None:
+    """Print the answer of a command on standard output."""
+    if output is Output.json:
+        print(json.dumps(dict(figures)))
+    elif output is Output.human:
+        if title:
+            print(title)
+        width = max(map(len, figures), default=0)
+        for name, value in figures.items():
+            print(f"  {name:<{width}}  {_readable(value)}")
+
+
+def error(sentence: str) -> None:
+    """Print what went wrong and what to do next on standard error."""
+    print(f"Error: {sentence}", file=sys.stderr)
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "-"
+    return str(value)

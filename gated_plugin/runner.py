@@ -1,0 +1,232 @@
+"""`gated-hub train`: a thin runner over SAELens' trainer, with exact resumption."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import save_file
+
+from gated_plugin import checkpoints, sources
+from gated_plugin.activations import ActivationStream
+from gated_plugin.environment import environment
+from gated_plugin.errors import GatedError
+from gated_plugin.progress import Progress
+from gated_plugin.recipes import Recipe
+from gated_plugin.runs import Run, beside, write_json
+
+LOG_LINES = 200
+
+
+class Interrupted(GatedError):
+    """Ctrl-C or a request to terminate; a checkpoint was written."""
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train the SAE of `recipe` into the run folder `out`.
+
+    Args:
+        resume: continue the run in `out` from its last checkpoint; the result is bit-identical to
+            an uninterrupted run on the same machine.
+        checkpoint_every: steps between checkpoints; by default a hundredth of the run, at least 100.
+
+    Raises:
+        GatedError: `out` is in use, its recipe is another one, or a batch is not finite.
+        Interrupted: stopped by the user.
+    """
+    run = _open(recipe, out, resume)
+    if run.is_trained:
+        return run
+    trainer, stream = _trainer(recipe)
+    found = checkpoints.latest(run)
+    if found is not None:
+        checkpoints.load(found, trainer, stream)
+    else:
+        _estimate_scaling(trainer, stream)
+    every = checkpoint_every or max(100, trainer.cfg.total_training_steps // 100)
+    _fit(run, trainer, stream, every, quiet)
+    _finish(run, trainer, recipe)
+    return run
+
+
+def _open(recipe: Recipe, out: Path, resume: bool) -> Run:
+    run = Run(out)
+    if run.recipe.exists():
+        if not resume:
+            raise GatedError(
+                f"{out} already holds a run; continue it with --resume, or give another --out."
+            )
+        _require_same(recipe, Recipe.load(run.recipe), out)
+        return run
+    if out.exists() and any(out.iterdir()):
+        raise GatedError(f"{out} is not empty and no run; give another --out.")
+    with beside(run.recipe) as unfinished:
+        unfinished.write_text(recipe.to_yaml(), encoding="utf-8")
+    write_json(run.environment, environment())
+    return run
+
+
+def _require_same(given: Recipe, there: Recipe, out: Path) -> None:
+    for part in ("runner", "sae"):
+        ours, theirs = getattr(given, part), getattr(there, part)
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key):
+                raise GatedError(
+                    f"{out} was started with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}; "
+                    f"resume it with `gated-hub train {out}/recipe.yaml --out {out} --resume`."
+                )
+
+
+def _trainer(recipe: Recipe) -> tuple[SAETrainer[Any, Any], ActivationStream]:
+    cfg = recipe.runner_config()
+    torch.manual_seed(cfg.seed)
+    cfg.sae.metadata.model_name = cfg.model_name
+    cfg.sae.metadata.model_class_name = cfg.model_class_name
+    cfg.sae.metadata.hook_name = cfg.hook_name
+    cfg.sae.metadata.hook_head_index = cfg.hook_head_index
+    cfg.sae.metadata.dataset_path = cfg.dataset_path
+    cfg.sae.metadata.context_size = cfg.context_size
+    cfg.sae.metadata.prepend_bos = cfg.prepend_bos
+    cfg.sae.metadata.seqpos_slice = cfg.seqpos_slice
+    cfg.sae.metadata.exclude_special_tokens = cfg.exclude_special_tokens
+    sae = TrainingSAE.from_dict(cfg.sae.to_dict()).to(cfg.device)
+    model = sources.language_model(cfg)
+    stream = ActivationStream(
+        model, sources.token_rows(cfg.dataset_path, streaming=cfg.streaming), cfg
+    )
+    return SAETrainer(cfg=cfg.to_sae_trainer_config(), sae=sae, data_provider=stream), stream
+
+
+def _estimate_scaling(trainer: SAETrainer[Any, Any], stream: ActivationStream) -> None:
+    """As SAELens' `fit` does, but the batches are not used up."""
+    kind = trainer.sae.cfg.normalize_activations
+    estimate = {
+        "expected_average_only_in": trainer.activation_scaler.estimate_scaling_factor,
+        "covariance_whitening": trainer.activation_scaler.estimate_whitening,
+    }.get(kind)
+    if estimate is not None:
+        estimate(
+            d_in=trainer.sae.cfg.d_in,
+            data_provider=stream,
+            n_batches_for_norm_estimate=trainer.cfg.n_batches_for_norm_estimate,
+        )
+        stream.seek(chunk=0, served=0)
+
+
+def _fit(
+    run: Run, trainer: SAETrainer[Any, Any], stream: ActivationStream, every: int, quiet: bool
+) -> None:
+    total = trainer.cfg.total_training_steps
+    log_every = max(1, total // LOG_LINES)
+    with (
+        _stop_requests() as stop,
+        _TrainingLog(run.training_log, trainer.n_training_steps) as log,
+        Progress("Training", total, quiet=quiet) as progress,
+    ):
+        while trainer.n_training_steps < total:
+            trainer.maybe_reset_sparsity()
+            output = trainer.step(next(stream))
+            trainer.n_training_steps += 1
+            if trainer.n_training_steps % log_every == 0:
+                figures = _figures(trainer, output)
+                log.write(figures)
+                progress.update(trainer.n_training_steps, _live_line(figures))
+            if stop or trainer.n_training_steps % every == 0:
+                checkpoints.save(run, trainer, stream)
+            if stop:
+                raise Interrupted(
+                    f"Stopped at step {trainer.n_training_steps} of {total}; continue with "
+                    f"`gated-hub train {run.recipe} --out {run.path} --resume`."
+                )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that a step is never cut in two."""
+    received: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda number, _frame: received.append(number)) for kind in kinds]
+    try:
+        yield received
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+class _TrainingLog:
+    """One JSON object a line; lines after the step that a run resumes from are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                if line.endswith("}") and json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        with beside(path) as unfinished:
+            unfinished.write_text("".join(kept), encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> _TrainingLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, figures: dict[str, float]) -> None:
+        self.file.write(json.dumps(figures) + "\n")
+        self.file.flush()
+
+
+@torch.no_grad()
+def _figures(trainer: SAETrainer[Any, Any], output: TrainStepOutput) -> dict[str, float]:
+    x = output.sae_in
+    error = (output.sae_out - x).pow(2).sum()
+    return {
+        "step": trainer.n_training_steps,
+        "tokens": trainer.n_training_samples,
+        "time": round(time.time(), 3),
+        "lr": trainer.optimizer.param_groups[0]["lr"],
+        "l0": (output.feature_acts != 0).sum(-1).float().mean().item(),
+        "fvu": (error / (x - x.mean(0)).pow(2).sum()).item(),
+        "alive": 1 - trainer.dead_neurons.float().mean().item(),
+        **{name: value.item() for name, value in output.losses.items()},
+    }
+
+
+def _live_line(figures: dict[str, float]) -> str:
+    return f"L0 {figures['l0']:.1f}  FVU {figures['fvu']:.3f}  alive {figures['alive']:.1%}"
+
+
+def _finish(run: Run, trainer: SAETrainer[Any, Any], recipe: Recipe) -> None:
+    """Fold the activation scaling into the weights and save the SAE for inference."""
+    scaler, sae = trainer.activation_scaler, trainer.sae
+    if scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    if scaler.whitening is not None:
+        sae.fold_activation_whitening(
+            mean=scaler.whitening.mean,
+            whitening_matrix=scaler.whitening.matrix,
+            unwhitening_matrix=scaler.whitening.inverse_matrix,
+        )
+    trainer.set_final_sae_metadata()
+    unfinished = run.path / ".sae.unfinished"
+    sae.save_inference_model(unfinished)
+    save_file({"sparsity": trainer.log_feature_sparsity}, unfinished / "sparsity.safetensors")
+    write_json(unfinished / "runner_cfg.json", recipe.runner_config().to_dict())
+    unfinished.rename(run.sae)
+    checkpoints.delete(run)

@@ -1,0 +1,1 @@
+"""What is measured: metrics, evaluation on held-out text, plots."""
