@@ -6,7 +6,6 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from sae_lens.saes import gated_sae as saelens
@@ -153,18 +152,6 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
         """Fold the whitening into the weights, then bring the decoder's rows back to norm 1."""
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
         self.fold_W_dec_norm()
-
-    @override
-    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        """Takes checkpoints of SAELens' built-in gated: folds their free decoder norm, exactly."""
-        super().process_state_dict_for_loading(state_dict)
-        W_dec = state_dict["W_dec"]
-        if _has_unit_rows(W_dec):
-            return
-        norms = W_dec.norm(dim=1).clamp_min(torch.finfo(W_dec.dtype).tiny)
-        state_dict["W_dec"] = W_dec / norms[:, None]
-        for name in ("W_enc", "b_gate", "b_mag"):
-            state_dict[name] = state_dict[name] * norms
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:

@@ -4,8 +4,8 @@ A proportional-integral controller on the logarithm of L0:
 
     e = clip(log(mean L0 / target), ±0.7)      I ← I + 0.002 e      λ = λ₀ exp(0.5 e + I)
 
-The clip keeps the start of training, when half of the gates are open, from winding λ up: over its
-first 300 steps I grows to 0.4 at most.
+The clip keeps the start of training, when half of the gates are open, from winding λ up: 300 such
+steps, with the lag of the mean, double λ at most.
 """
 
 from __future__ import annotations
