@@ -96,5 +96,6 @@ def _whole_job(out: Path, quiet: bool, report: Callable[[str], None]) -> dict[st
         "revision": published.revision,
         "reloaded_with_plugin": type(sae).__module__ == "gated_plugin.architecture",
         "reloaded_without_plugin": True,  # `verify` raises where plain SAELens differs
-        "max_abs_diff": max(agreement.features, agreement.reconstructions),
+        "max_abs_diff": agreement.max_abs_diff,
+        "max_abs_diff_float32": agreement.max_abs_diff_float32,
     }

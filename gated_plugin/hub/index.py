@@ -1,0 +1,116 @@
+"""The root config.json of a repository: what is known of each SAE in it.
+
+The card is written from the index alone, so that a push of one SAE keeps what the card says of the
+others. The Hub counts a repository's downloads by its root config.json.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+import gated_plugin
+from gated_plugin.errors import GatedError
+from gated_plugin.hub.naming import without_machine_paths
+from gated_plugin.recipes import Recipe
+from gated_plugin.runs import Run, read_json
+
+FILENAME = "config.json"
+FIGURES = ("l0", "loss_recovered", "gamma", "alive", "fvu", "ce_clean", "ce_sae", "ce_zero")
+COUNTS = ("tokens_evaluated", "tokens_trained", "context_size")
+
+Entry = dict[str, Any]
+"""One SAE: id, architecture, model, hook, width, figures, training, evaluation, weights."""
+
+
+def index(entries: Iterable[Entry]) -> dict[str, Any]:
+    """The content of config.json."""
+    return {
+        "library_name": "saelens",
+        "library_version": version("sae-lens"),
+        "gated_plugin_version": gated_plugin.__version__,
+        "saes": sorted(entries, key=lambda entry: entry["id"]),
+    }
+
+
+def entries_of(content: Any, repo_id: str) -> list[Entry]:
+    """The entries of a repository's config.json.
+
+    Raises:
+        GatedError: it is something else than an index of ours; a push would destroy it.
+    """
+    entries = content.get("saes") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and entry.keys() >= _KEYS for entry in entries
+    ):
+        raise GatedError(
+            f"{repo_id} holds a config.json that is no index of dictionaries, and a push would "
+            "overwrite it; push to another repository."
+        )
+    return entries
+
+
+def measured(run: Run) -> dict[str, Any]:
+    """The figures of a run's evaluation, all of them there and finite.
+
+    Raises:
+        GatedError: one is not.
+    """
+    figures = read_json(run.evaluation)
+    for name in (*FIGURES, *COUNTS):
+        value = figures.get(name)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise GatedError(
+                f"{run.evaluation} has no finite {name}, which the card must state; "
+                f"run `gated-hub eval {run.path}` again."
+            )
+    return figures
+
+
+def entry(recipe: Recipe, figures: dict[str, Any], weights: dict[str, Any]) -> Entry:
+    """What the index says of one SAE.
+
+    Args:
+        figures: of `measured`.
+        weights: `id`, `d_in`, `dtype`, `bytes`, `sha256`, `plots` of the staged files.
+    """
+    config = recipe.runner_config()
+    sae = config.sae
+    return without_machine_paths(
+        {
+            "id": weights["id"],
+            "architecture": sae.architecture(),
+            "model": config.model_name,
+            "hook": config.hook_name,
+            "width": sae.d_sae,
+            **{name: figures[name] for name in FIGURES},
+            "training": {
+                "dataset": config.dataset_path,
+                "datasets": recipe.publish.datasets,
+                "tokens": figures["tokens_trained"],
+                "context_size": config.context_size,
+                "prepend_bos": config.prepend_bos,
+                "exclude_special_tokens": bool(config.exclude_special_tokens),
+                "l1_coefficient": sae.l1_coefficient,
+                "target_l0": sae.target_l0,
+                "lr": config.lr,
+                "adam_beta1": config.adam_beta1,
+                "batch": config.train_batch_size_tokens,
+                "normalize_activations": sae.normalize_activations,
+                "dtype": config.dtype,
+            },
+            "evaluation": {
+                "dataset": figures["dataset_path"],
+                "tokens": figures["tokens_evaluated"],
+                "context_size": figures["context_size"],
+            },
+            "weights": {
+                name: weights[name] for name in ("d_in", "dtype", "bytes", "sha256", "plots")
+            },
+        }
+    )
+
+
+_KEYS = {"id", "model", "hook", "width", "training", "evaluation", "weights", *FIGURES}
