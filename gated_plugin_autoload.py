@@ -22,31 +22,35 @@ REGISTRY = "sae_lens.registry"
 GROUP = "sae_lens.plugins"
 OPT_OUT = "GATED_PLUGIN_AUTOLOAD"
 
-_waiting: list[Callable[[], None]] = []
+_waiting: dict[str, Callable[[], None]] = {}
+_warned: set[str] = set()
 
 
 def autoload() -> None:
     """Called by torch at the end of its import. Never raises."""
     if os.environ.get(OPT_OUT) != "0":
-        when_saelens_is_ready(_load_plugins)
+        when_saelens_is_ready(__name__, _load_plugins)
 
 
-def when_saelens_is_ready(action: Callable[[], None]) -> None:
+def when_saelens_is_ready(name: str, action: Callable[[], None]) -> None:
     """Call `action` once SAELens has registered its gated classes: now, or when that happens.
 
-    Whatever `action` raises becomes one warning, so that no import fails because of a plugin.
+    Never raises: what fails becomes one warning for each `name`, the plugin that acts.
     """
+    _guarded(name, lambda: _act_or_wait(name, action))
+
+
+def _act_or_wait(name: str, action: Callable[[], None]) -> None:
     registry = sys.modules.get(REGISTRY)
     if registry is not None and _is_ready(registry):
-        _guarded(GROUP, action)
+        action()
         return
-    _waiting.append(action)
-    if len(_waiting) > 1:
-        return
-    if registry is not None:
-        _watch(registry)
-    else:
-        sys.meta_path.insert(0, _RegistryFinder())
+    if not _waiting:
+        if registry is None:
+            sys.meta_path.insert(0, _RegistryFinder())
+        else:
+            _watch(registry)
+    _waiting[name] = action
 
 
 def _load_plugins() -> None:
@@ -59,16 +63,23 @@ def _load_plugins() -> None:
 def _guarded(name: str, action: Callable[[], None]) -> None:
     try:
         action()
-    except Exception as cause:
-        import warnings
+    except (Exception, SystemExit) as cause:
+        if name not in _warned:
+            _warned.add(name)
+            _warn(
+                f"SAELens plugin {name!r} was not loaded: {type(cause).__name__}: "
+                f"{str(cause).rstrip('.')}. SAELens works as without it. Run `gated-hub doctor` "
+                f"to see what to mend, or set {OPT_OUT}=0 to switch plugins off."
+            )
 
-        warnings.warn(
-            f"SAELens plugin {name!r} was not loaded: {type(cause).__name__}: {cause} "
-            "SAELens works as without it. Run `gated-hub doctor` to see what to mend, "
-            f"or set {OPT_OUT}=0 to switch plugins off.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+
+def _warn(message: str) -> None:
+    import warnings
+
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    except RuntimeWarning:  # raised under `-W error`, and an import must not fail even then
+        print(message, file=sys.stderr)
 
 
 def _is_ready(registry: ModuleType) -> bool:
@@ -84,15 +95,18 @@ def _watch(registry: ModuleType) -> None:
         for name in ("register_sae_class", "register_sae_training_class")
     }
 
+    def act_if_ready() -> None:
+        if _waiting and _is_ready(registry):
+            for name, original in originals.items():
+                setattr(registry, name, original)
+            for name in list(_waiting):
+                _guarded(name, _waiting.pop(name))
+
     def watched(register: Callable[..., None]) -> Callable[..., None]:
         @wraps(register)
         def wrapper(*args: Any, **kwargs: Any) -> None:
             register(*args, **kwargs)
-            if _waiting and _is_ready(registry):
-                for name, original in originals.items():
-                    setattr(registry, name, original)
-                while _waiting:
-                    _guarded(GROUP, _waiting.pop(0))
+            _guarded(__name__, act_if_ready)
 
         return wrapper
 
@@ -101,26 +115,36 @@ def _watch(registry: ModuleType) -> None:
 
 
 class _RegistryFinder:
-    """A meta path finder that steps in for one module, once."""
+    """A meta path finder that steps in for one module, until that has been executed."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != REGISTRY:
             return None
-        sys.meta_path.remove(self)
-        from importlib.util import find_spec
-
-        spec = find_spec(name)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = (finder.find_spec(name, path, target) for finder in others)
+        spec: Any = next((spec for spec in found if spec is not None), None)
         if spec is not None:
-            _guarded(GROUP, lambda: _watch_after_exec(spec.loader))
+            spec.loader = _RegistryLoader(spec.loader, self)
         return spec
 
 
-def _watch_after_exec(loader: Any) -> None:
-    exec_module = loader.exec_module
+class _RegistryLoader:
+    """The module's own loader, but for what happens after its work."""
 
-    def exec_then_watch(module: ModuleType) -> None:
-        exec_module(module)
-        del loader.exec_module
-        _guarded(GROUP, lambda: _watch(module))
+    def __init__(self, loader: Any, finder: _RegistryFinder) -> None:
+        self._loader = loader
+        self._finder = finder
 
-    loader.exec_module = exec_then_watch
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        _guarded(__name__, lambda: self._watch(module))
+
+    def _watch(self, module: ModuleType) -> None:
+        sys.meta_path.remove(self._finder)
+        _watch(module)

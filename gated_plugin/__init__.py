@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gated_plugin.plugin import register, unregister
+from gated_plugin.plugin import ARCHITECTURE, register, unregister
 from gated_plugin_autoload import when_saelens_is_ready
 
 if TYPE_CHECKING:
@@ -42,4 +42,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
-when_saelens_is_ready(register)
+when_saelens_is_ready(ARCHITECTURE, register)

@@ -5,14 +5,19 @@ Imports nothing of SAELens at the top: SAELens may be half imported when `regist
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import sys
 from typing import Any
 
+from gated_plugin.environment import versions
 from gated_plugin.errors import GatedError
 
 ARCHITECTURE = "gated"
 
-# What our subclasses override or call. All of it is there in SAELens 6.50 and in 6.54.
+SAELENS = "sae-lens>=6.52,<7"
+"""What pyproject.toml admits. 6.52 is the first that whitens activations, and whose resumed runs
+keep the activation scaling that their weights were trained with."""
+
+# What our subclasses override or call.
 SEAMS = {
     "sae_lens.registry": ("SAE_CLASS_REGISTRY", "SAE_TRAINING_CLASS_REGISTRY"),
     "sae_lens.saes.gated_sae": (
@@ -21,6 +26,7 @@ SEAMS = {
         "GatedSAEConfig.architecture",
         "GatedTrainingSAE.calculate_aux_loss",
         "GatedTrainingSAE.encode_with_hidden_pre",
+        "GatedTrainingSAE.fold_activation_whitening",
         "GatedTrainingSAE.get_coefficients",
         "GatedTrainingSAEConfig.l1_coefficient",
         "GatedTrainingSAEConfig.l1_warm_up_steps",
@@ -40,6 +46,13 @@ SEAMS = {
     ),
 }
 
+# Where the classes that `register` puts in live.
+HOMES = {
+    "gated_plugin.config": "GatedTrainingSAEConfig",
+    "gated_plugin.architecture": "GatedSAE",
+    "gated_plugin.training": "GatedTrainingSAE",
+}
+
 _replaced: dict[str, Any] = {}
 
 
@@ -53,15 +66,18 @@ def register() -> None:
     Raises:
         SeamsChangedError: SAELens lacks one of `SEAMS`; nothing was changed.
     """
+    import sae_lens  # noqa: F401 - the first import of it may register already
+
+    if is_registered():
+        return
+    check_seams()
+    _forget_half_imported()
     from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
-    check_seams()
     from gated_plugin.architecture import GatedSAE
     from gated_plugin.config import GatedSAEConfig, GatedTrainingSAEConfig
     from gated_plugin.training import GatedTrainingSAE
 
-    if is_registered():
-        return
     _replaced["inference"] = SAE_CLASS_REGISTRY[ARCHITECTURE]
     _replaced["training"] = SAE_TRAINING_CLASS_REGISTRY[ARCHITECTURE]
     SAE_CLASS_REGISTRY[ARCHITECTURE] = (GatedSAE, GatedSAEConfig)
@@ -69,8 +85,13 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Give `architecture="gated"` back to SAELens' built-in classes. Idempotent."""
-    if not _replaced:
+    """Give `architecture="gated"` back to SAELens' built-in classes. Idempotent.
+
+    Imports SAELens where that has not happened, so that nothing registers afterwards.
+    """
+    import sae_lens  # noqa: F401
+
+    if not is_registered():
         return
     from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
@@ -88,9 +109,8 @@ def check_seams() -> None:
     missing = missing_seams()
     if missing:
         raise SeamsChangedError(
-            f"SAELens {version('sae-lens')} lacks {', '.join(missing)}, on which gated_plugin "
-            "builds; install a SAELens that it admits: pip install --upgrade gated-plugin "
-            "'sae-lens>=6.50,<7'."
+            f"SAELens {versions()['sae_lens']} lacks {', '.join(missing)}, on which gated_plugin "
+            f"builds; install one that it admits: pip install --upgrade gated-plugin '{SAELENS}'."
         )
 
 
@@ -115,3 +135,14 @@ def _has(holder: Any, path: str) -> bool:
             return False
         holder = getattr(holder, name)
     return True
+
+
+def _forget_half_imported() -> None:
+    """Have a module of ours whose own first import was SAELens, and led here, imported anew.
+
+    The import statement that is still under way then returns the new module, not the half one.
+    """
+    for home, name in HOMES.items():
+        module = sys.modules.get(home)
+        if module is not None and not hasattr(module, name):
+            del sys.modules[home]
