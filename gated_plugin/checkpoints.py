@@ -1,40 +1,51 @@
 """Checkpoints that a kill cannot spoil: written beside, synced, renamed; the last good one stays.
 
 A checkpoint is a folder of SAELens' own files (`cfg.json`, `sae_weights.safetensors`,
-`trainer_state.pt`, `activation_scaler.json`), so that SAELens resumes from it too, and
-`progress.json` with the place in the activation stream.
+`trainer_state.pt`, `activation_scaler.json`), so that SAELens resumes from it too, with
+`progress.json`, the place in the activation stream, and torch's random states.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from gated_plugin.activations import ActivationStream
 from gated_plugin.errors import GatedError
-from gated_plugin.runs import Run, read_json, write_json
+from gated_plugin.runs import Run, folder_beside, read_json, write_json
 
 PROGRESS = "progress.json"
+RANDOM_STATES = "random_states.safetensors"
 
 
 def save(run: Run, trainer: SAETrainer[Any, Any], stream: ActivationStream) -> None:
-    """Write a checkpoint of this very moment, then delete the one before it."""
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint of this very moment, then delete the one before it.
+
+    Raises:
+        GatedError: it could not be written; the one before it is still there.
+    """
     final = run.checkpoints / f"step_{trainer.n_training_steps:08d}"
-    unfinished = run.checkpoints / f".{final.name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    trainer.sae.save_model(unfinished)
-    trainer.save_trainer_state(unfinished)
-    write_json(unfinished / PROGRESS, {"stream": stream.position()})
-    _sync(unfinished)
     if final.exists():
-        shutil.rmtree(final)
-    unfinished.rename(final)
-    for older in sorted(run.checkpoints.iterdir()):
+        return
+    try:
+        with folder_beside(final) as unfinished:
+            trainer.sae.save_model(unfinished)
+            trainer.save_trainer_state(unfinished)
+            save_file(_random_states(), unfinished / RANDOM_STATES)
+            write_json(unfinished / PROGRESS, {"stream": stream.position()})
+    except Exception as error:  # torch and safetensors raise many kinds for a full disk
+        raise GatedError(
+            f"The checkpoint of step {trainer.n_training_steps} could not be written "
+            f"({' '.join(str(error).split())}); the one before it is kept: make room, then "
+            f"`gated-hub train {run.recipe} --out {run.path} --resume`."
+        ) from error
+    for older in run.checkpoints.iterdir():
         if older != final:
             shutil.rmtree(older)
 
@@ -46,7 +57,7 @@ def latest(run: Run) -> Path | None:
 
 
 def load(checkpoint: Path, trainer: SAETrainer[Any, Any], stream: ActivationStream) -> None:
-    """Put trainer, SAE and stream where `save` found them.
+    """Put trainer, SAE, stream and torch's random generators where `save` found them.
 
     Raises:
         GatedError: the checkpoint is damaged.
@@ -54,12 +65,15 @@ def load(checkpoint: Path, trainer: SAETrainer[Any, Any], stream: ActivationStre
     try:
         trainer.load_trainer_state(checkpoint)
         trainer.sae.load_weights_from_checkpoint(checkpoint)
+        random_states = load_file(checkpoint / RANDOM_STATES)
+        stream.seek(**read_json(checkpoint / PROGRESS)["stream"])
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise GatedError(
-            f"The checkpoint {checkpoint} cannot be read ({type(error).__name__}); delete it and "
-            "start the run again, or restore it from a copy."
+            f"The checkpoint {checkpoint} cannot be read ({type(error).__name__}); restore it from "
+            "a copy, or delete that folder and give the same command again, which starts anew."
         ) from error
-    stream.seek(**read_json(checkpoint / PROGRESS)["stream"])
+    torch.set_rng_state(random_states.pop("cpu"))
+    torch.cuda.set_rng_state_all([random_states[name] for name in sorted(random_states)])
 
 
 def delete(run: Run) -> None:
@@ -67,7 +81,6 @@ def delete(run: Run) -> None:
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    for file in folder.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+def _random_states() -> dict[str, Tensor]:
+    of_gpus = torch.cuda.get_rng_state_all()
+    return {"cpu": torch.get_rng_state(), **{f"cuda{i:03d}": s for i, s in enumerate(of_gpus)}}

@@ -13,20 +13,21 @@ LINE_EVERY_SECONDS = 15.0
 class Progress:
     """`with Progress("Training", total) as progress: progress.update(done, "L0 45")`.
 
-    Writes to standard error, so that a command's answer stays alone on standard output.
+    `start` of `total` were finished before. Writes to standard error, so that a command's answer stays alone on standard output.
     """
 
-    def __init__(self, title: str, total: int, *, quiet: bool = False) -> None:
-        self.title, self.total = title, max(total, 1)
+    def __init__(self, title: str, total: int, start: int = 0, *, quiet: bool = False) -> None:
+        self.title, self.total, self.start = title, total, start
         self.quiet = quiet
         self.started = self.last_line = time.monotonic()
-        self.first: int | None = None
         self._bar = None if quiet or not sys.stderr.isatty() else _bar()
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, note="")
+            self._task = self._bar.add_task(
+                self.title, total=self.total, completed=self.start, note=""
+            )
         return self
 
     def __exit__(
@@ -39,8 +40,6 @@ class Progress:
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of `total` are finished; `note` is shown beside."""
-        if self.first is None:
-            self.first = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
         elif not self.quiet and time.monotonic() - self.last_line > LINE_EVERY_SECONDS:
@@ -48,11 +47,8 @@ class Progress:
             self._print(f"{self.title}: {done / self.total:.0%}, {self._eta(done)} left  {note}")
 
     def _eta(self, done: int) -> str:
-        made = done - (self.first or 0)
-        if made <= 0:
-            return "?"
-        seconds = (time.monotonic() - self.started) / made * (self.total - done)
-        return _clock(seconds)
+        elapsed = time.monotonic() - self.started
+        return _clock(elapsed / (done - self.start) * (self.total - done))
 
     def _print(self, line: str) -> None:
         print(line.rstrip(), file=sys.stderr, flush=True)

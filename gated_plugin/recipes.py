@@ -11,41 +11,24 @@ with `sae:` for the SAE's configuration and three sections of ours:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from gated_plugin.bundled import folder
 from gated_plugin.errors import GatedError
+from gated_plugin.recipe_keys import Keys, coerced
+from gated_plugin.sources import EMBEDDED
 
 if TYPE_CHECKING:
     from sae_lens.config import LanguageModelSAERunnerConfig
 
-OF_OURS = "gated-hub sets it itself"
-NO_USE = "SAELens' runner alone uses it"
-REFUSED = {
-    "checkpoint_path": OF_OURS,
-    "resume_from_checkpoint": OF_OURS,
-    "output_path": OF_OURS,
-    "n_checkpoints": "give `gated-hub train --checkpoint-every STEPS`",
-    "save_final_checkpoint": OF_OURS,
-    "sae_lens_version": OF_OURS,
-    "sae_lens_training_version": OF_OURS,
-    "activations_mixing_fraction": "a seekable stream shuffles whole buffers; set n_batches_in_buffer",
-    "prefetch_llm_batches": NO_USE,
-    "use_cached_activations": NO_USE,
-    "cached_activations_path": NO_USE,
-    "n_eval_batches": "see the section `evaluation`",
-    "eval_batch_size_prompts": "see the section `evaluation`",
-    "hook_eval": "deprecated in SAELens",
-    "dead_feature_threshold": "without effect in SAELens",
-    "logger": NO_USE,
-    "verbose": NO_USE,
-}
+
+DTYPES = ("float32", "bfloat16", "float64")
+"""What an SAE can be trained in; in float16 Adam overflows at the second step."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +40,7 @@ class EvaluationPlan:
     split: str = "train"
     """Its split."""
     tokens: int = 1_000_000
-    """Evaluate on about this many tokens, or on all where there are fewer."""
+    """Evaluate on about this many tokens, or on all whole batches where there are fewer."""
     batch_size_prompts: int = 32
     """Prompts in one forward pass of the language model."""
 
@@ -97,7 +80,8 @@ class Recipe:
             overrides: `key=value` texts, such as `sae.l1_coefficient=4`; values are YAML.
 
         Raises:
-            GatedError: missing file, broken YAML, unknown key, or a value of the wrong type.
+            GatedError: missing file, broken YAML, unknown key, a value of the wrong type, or values
+                that cannot go together.
         """
         path = find(source)
         raw = _read(path)
@@ -108,6 +92,21 @@ class Recipe:
     @property
     def model_name(self) -> str:
         return self.runner["model_name"]
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the language model comes with the package."""
+        return self.model_name.startswith(EMBEDDED)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted key."""
+        return {
+            **self.runner,
+            **{f"sae.{key}": value for key, value in self.sae.items()},
+            **{f"evaluation.{key}": value for key, value in asdict(self.evaluation).items()},
+            **{f"publish.{key}": value for key, value in asdict(self.publish).items()},
+        }
 
     def runner_config(self) -> LanguageModelSAERunnerConfig[Any]:
         """SAELens' configuration, without W&B and without files of its own."""
@@ -120,6 +119,8 @@ class Recipe:
             checkpoint_path=None,
             output_path=None,
             verbose=False,
+            dtype=self.sae.get("dtype", DTYPES[0]),
+            **({"model_from_pretrained_kwargs": {}} if self.is_embedded else {}),
             **self.runner,
         )
 
@@ -168,48 +169,79 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise GatedError(f"--set {override!r}: the value is no valid YAML.") from None
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Turns the mapping of one file into a `Recipe`; knows the file for its errors."""
-
-    file: str
+class _Reader(Keys):
+    """Turns the mapping of one file into a `Recipe`."""
 
     def recipe(self, raw: dict[str, Any]) -> Recipe:
         from sae_lens.config import LanguageModelSAERunnerConfig
 
         runner = {key: value for key, value in raw.items() if key not in _SECTIONS}
-        sae = self._sae(self._section(raw, "sae"))
-        return Recipe(
-            name=str(raw.get("name") or Path(self.file).stem),
-            description=str(raw.get("description", "")).strip(),
-            runner=self._checked(runner, LanguageModelSAERunnerConfig, "", _SECTIONS),
-            sae=sae,
+        raw = {"name": Path(self.file).stem, "description": "", **raw}
+        recipe = Recipe(
+            name=coerced(raw["name"], str, self.where("name")),
+            description=coerced(raw["description"], str, self.where("description")).strip(),
+            runner=self.checked(runner, LanguageModelSAERunnerConfig, "", _SECTIONS),
+            sae=self._sae(self._section(raw, "sae")),
             evaluation=self._plan(raw, "evaluation", EvaluationPlan),
             publish=self._plan(raw, "publish", PublishPlan),
             raw=raw,
         )
+        self._require_consistent(recipe)
+        return recipe
+
+    def _require_consistent(self, recipe: Recipe) -> None:
+        for key in _OF_A_LOADED_MODEL & recipe.runner.keys():
+            if recipe.is_embedded:
+                raise GatedError(
+                    f"{self.where(key)} says how to load a model, but {recipe.model_name} comes "
+                    "with the package; leave it out."
+                )
+        try:
+            cfg = recipe.runner_config()
+        except (ValueError, GatedError) as error:
+            raise GatedError(f"{self.file}: {error}") from None
+        steps = cfg.total_training_steps
+        if steps == 0:
+            raise GatedError(
+                f"{self.where('training_tokens')} is {cfg.training_tokens}, less than one batch "
+                f"of train_batch_size_tokens = {cfg.train_batch_size_tokens}; raise it."
+            )
+        if cfg.lr_warm_up_steps + cfg.lr_decay_steps > steps:
+            raise GatedError(
+                f"{self.file}: lr_warm_up_steps + lr_decay_steps is "
+                f"{cfg.lr_warm_up_steps + cfg.lr_decay_steps}, but the run has {steps} steps; "
+                "lower them."
+            )
 
     def _sae(self, section: dict[str, Any]) -> dict[str, Any]:
         from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 
         section = dict(section)
-        architecture = section.pop("architecture", "gated")
+        architecture = str(section.pop("architecture", "gated"))
         if architecture not in SAE_TRAINING_CLASS_REGISTRY:
-            self._refuse("sae.architecture", architecture, list(SAE_TRAINING_CLASS_REGISTRY))
+            self.refuse("sae.architecture", architecture, list(SAE_TRAINING_CLASS_REGISTRY))
+        dtype = section.get("dtype", DTYPES[0])
+        if dtype not in DTYPES:
+            self.refuse("sae.dtype", str(dtype), list(DTYPES))
         paper_lambda = section.pop("paper_lambda", None)
         config = get_sae_training_class(architecture)[1]
-        checked = self._checked(section, config, "sae.", ("architecture", "paper_lambda"))
+        checked = self.checked(section, config, "sae.", ("architecture", "paper_lambda"))
         if paper_lambda is not None:
             if "l1_coefficient" in checked:
                 raise GatedError(
                     f"{self.file}: sae.paper_lambda and sae.l1_coefficient both state λ; keep one."
                 )
-            scale = _coerced(paper_lambda, float, self._where("sae.paper_lambda"))
+            if "l1_coefficient" not in {f.name for f in fields(config)}:
+                raise GatedError(
+                    f"{self.file}: sae.paper_lambda weighs an L1 norm, which the architecture "
+                    f"{architecture!r} does not have; leave it out."
+                )
+            scale = coerced(paper_lambda, float, self.where("sae.paper_lambda"))
             checked["l1_coefficient"] = scale * checked["d_in"]
         return {"architecture": architecture, **checked}
 
     def _plan(self, raw: dict[str, Any], name: str, plan: type[Any]) -> Any:
-        return plan(**self._checked(self._section(raw, name), plan, f"{name}.", ()))
+        return plan(**self.checked(self._section(raw, name), plan, f"{name}.", ()))
 
     def _section(self, raw: dict[str, Any], name: str) -> dict[str, Any]:
         section = raw.get(name, {})
@@ -217,51 +249,6 @@ class _Reader:
             raise GatedError(f"{self.file}: {name} is a section; put its keys below it, indented.")
         return section
 
-    def _checked(
-        self, values: dict[str, Any], config: type[Any], prefix: str, also: Iterable[str]
-    ) -> dict[str, Any]:
-        """`values` with the types that the dataclass `config` declares."""
-        hints = get_type_hints(config)
-        valid = {f.name for f in fields(config)} - {"sae", "metadata"} - set(REFUSED)
-        for key in values:
-            if key in REFUSED and not prefix:
-                raise GatedError(f"{self._where(key)} is not for a recipe: {REFUSED[key]}.")
-            if key not in valid:
-                self._refuse("", prefix + str(key), [prefix + name for name in (*valid, *also)])
-        required = [f.name for f in fields(config) if _is_required(f) and f.name in valid]
-        for key in required:
-            if key not in values:
-                raise GatedError(f"{self._where(prefix + key)} is missing; add it.")
-        return {
-            key: _coerced(value, hints[key], self._where(prefix + key))
-            for key, value in values.items()
-        }
 
-    def _where(self, key: str) -> str:
-        return f"{self.file}: {key}"
-
-    def _refuse(self, key: str, given: str, choices: list[str]) -> None:
-        near = get_close_matches(given, choices, n=1, cutoff=0.0)
-        what = f"{key} {given!r}" if key else f"key {given!r}"
-        raise GatedError(f"{self.file}: unknown {what}; the nearest valid one is {near[0]!r}.")
-
-
+_OF_A_LOADED_MODEL = frozenset({"model_class_name", "model_from_pretrained_kwargs"})
 _SECTIONS = ("name", "description", "sae", "evaluation", "publish")
-
-
-def _is_required(f: Any) -> bool:
-    return f.default is MISSING and f.default_factory is MISSING
-
-
-def _coerced(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the declared type: YAML reads 0 as an int and 1e-3 as a text."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-    if isinstance(value, Mapping):
-        return dict(value)
-    try:
-        config = ConfigDict(arbitrary_types_allowed=True)
-        return TypeAdapter(hint, config=config).validate_python(value)
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise GatedError(f"{where} is {value!r}: {problem}.") from None

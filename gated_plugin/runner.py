@@ -21,13 +21,30 @@ from gated_plugin.environment import environment
 from gated_plugin.errors import GatedError
 from gated_plugin.progress import Progress
 from gated_plugin.recipes import Recipe
-from gated_plugin.runs import Run, beside, write_json
+from gated_plugin.runs import UNFINISHED, Run, beside, folder_beside, read_json, write_json
 
 LOG_LINES = 200
+METADATA = (
+    "model_name",
+    "model_class_name",
+    "model_from_pretrained_kwargs",
+    "hook_name",
+    "hook_head_index",
+    "dataset_path",
+    "context_size",
+    "prepend_bos",
+    "seqpos_slice",
+    "exclude_special_tokens",
+    "sequence_separator_token",
+    "disable_concat_sequences",
+)
+"""What SAELens' runner notes in an SAE's `cfg.json`."""
 
 
 class Interrupted(GatedError):
     """Ctrl-C or a request to terminate; a checkpoint was written."""
+
+    exit_code = 130
 
 
 def train(
@@ -46,10 +63,12 @@ def train(
         checkpoint_every: steps between checkpoints; by default a hundredth of the run, at least 100.
 
     Raises:
-        GatedError: `out` is in use, its recipe is another one, or a batch is not finite.
+        GatedError: `out` is in use, its recipe is another one, the recipe fits no model or data, or
+            a batch is not finite. A run that has not begun leaves no folder behind.
         Interrupted: stopped by the user.
     """
-    run = _open(recipe, out, resume)
+    run = Run(out)
+    _require_startable(run, recipe, resume)
     if run.is_trained:
         return run
     trainer, stream = _trainer(recipe)
@@ -57,59 +76,88 @@ def train(
     if found is not None:
         checkpoints.load(found, trainer, stream)
     else:
-        _estimate_scaling(trainer, stream)
+        _prepare(trainer, stream, recipe)
+        _write_start(run, recipe)
     every = checkpoint_every or max(100, trainer.cfg.total_training_steps // 100)
     _fit(run, trainer, stream, every, quiet)
     _finish(run, trainer, recipe)
     return run
 
 
-def _open(recipe: Recipe, out: Path, resume: bool) -> Run:
-    run = Run(out)
+def _require_startable(run: Run, recipe: Recipe, resume: bool) -> None:
     if run.recipe.exists():
         if not resume:
             raise GatedError(
-                f"{out} already holds a run; continue it with --resume, or give another --out."
+                f"{run.path} already holds a run; continue it with --resume, or give another --out."
             )
-        _require_same(recipe, Recipe.load(run.recipe), out)
-        return run
-    if out.exists() and any(out.iterdir()):
-        raise GatedError(f"{out} is not empty and no run; give another --out.")
+        _require_same(recipe, Recipe.load(run.recipe), run)
+    elif run.path.exists() and any(
+        not file.name.endswith(UNFINISHED) for file in run.path.iterdir()
+    ):
+        raise GatedError(f"{run.path} is not empty and no run; give another --out.")
+
+
+def _require_same(given: Recipe, there: Recipe, run: Run) -> None:
+    ours, theirs = given.settings, there.settings
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise GatedError(
+                f"{run.path} was started with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}; "
+                f"resume it with `gated-hub train {run.recipe} --out {run.path} --resume`."
+            )
+
+
+def _write_start(run: Run, recipe: Recipe) -> None:
+    """The recipe comes last: it is what makes a folder a run."""
+    write_json(run.environment, environment())
     with beside(run.recipe) as unfinished:
         unfinished.write_text(recipe.to_yaml(), encoding="utf-8")
-    write_json(run.environment, environment())
-    return run
-
-
-def _require_same(given: Recipe, there: Recipe, out: Path) -> None:
-    for part in ("runner", "sae"):
-        ours, theirs = getattr(given, part), getattr(there, part)
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key):
-                raise GatedError(
-                    f"{out} was started with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}; "
-                    f"resume it with `gated-hub train {out}/recipe.yaml --out {out} --resume`."
-                )
 
 
 def _trainer(recipe: Recipe) -> tuple[SAETrainer[Any, Any], ActivationStream]:
     cfg = recipe.runner_config()
+    sources.require_devices(cfg)
     torch.manual_seed(cfg.seed)
-    cfg.sae.metadata.model_name = cfg.model_name
-    cfg.sae.metadata.model_class_name = cfg.model_class_name
-    cfg.sae.metadata.hook_name = cfg.hook_name
-    cfg.sae.metadata.hook_head_index = cfg.hook_head_index
-    cfg.sae.metadata.dataset_path = cfg.dataset_path
-    cfg.sae.metadata.context_size = cfg.context_size
-    cfg.sae.metadata.prepend_bos = cfg.prepend_bos
-    cfg.sae.metadata.seqpos_slice = cfg.seqpos_slice
-    cfg.sae.metadata.exclude_special_tokens = cfg.exclude_special_tokens
+    for name in METADATA:
+        setattr(cfg.sae.metadata, name, getattr(cfg, name))
     sae = TrainingSAE.from_dict(cfg.sae.to_dict()).to(cfg.device)
     model = sources.language_model(cfg)
-    stream = ActivationStream(
-        model, sources.token_rows(cfg.dataset_path, streaming=cfg.streaming), cfg
-    )
-    return SAETrainer(cfg=cfg.to_sae_trainer_config(), sae=sae, data_provider=stream), stream
+    rows = sources.token_rows(cfg.dataset_path, streaming=cfg.streaming)
+    stream = ActivationStream(model, rows, cfg)
+    try:
+        trainer = SAETrainer(cfg=cfg.to_sae_trainer_config(), sae=sae, data_provider=stream)
+    except (ValueError, TypeError) as error:
+        raise GatedError(f"SAELens cannot train by this recipe: {error}; change it.") from error
+    return trainer, stream
+
+
+def _prepare(trainer: SAETrainer[Any, Any], stream: ActivationStream, recipe: Recipe) -> None:
+    """Before the first step: starting weights, activation scaling, and whether there is a batch."""
+    start = recipe.runner.get("from_pretrained_path")
+    if start is not None:
+        _start_from(Path(start), trainer.sae)
+    _estimate_scaling(trainer, stream)
+    next(stream)
+    stream.seek(chunk=0, served=0)
+
+
+def _start_from(folder: Path, sae: TrainingSAE[Any]) -> None:
+    """The weights in `folder`, of an SAE of the same shape on activations of the same scale."""
+    cfg = read_json(folder / "cfg.json")
+    for key in ("architecture", "d_in", "d_sae", "normalize_activations"):
+        ours = sae.cfg.to_dict()[key]
+        if cfg.get(key) != ours:
+            raise GatedError(
+                f"from_pretrained_path {folder} has {key} = {cfg.get(key)!r}, but the recipe says "
+                f"{ours!r}; give --set sae.{key}={cfg.get(key)}."
+            )
+    try:
+        sae.load_weights_from_checkpoint(folder)
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise GatedError(
+            f"The SAE in {folder} cannot be read ({' '.join(str(error).split())}); give another "
+            "from_pretrained_path."
+        ) from error
 
 
 def _estimate_scaling(trainer: SAETrainer[Any, Any], stream: ActivationStream) -> None:
@@ -125,7 +173,6 @@ def _estimate_scaling(trainer: SAETrainer[Any, Any], stream: ActivationStream) -
             data_provider=stream,
             n_batches_for_norm_estimate=trainer.cfg.n_batches_for_norm_estimate,
         )
-        stream.seek(chunk=0, served=0)
 
 
 def _fit(
@@ -136,12 +183,11 @@ def _fit(
     with (
         _stop_requests() as stop,
         _TrainingLog(run.training_log, trainer.n_training_steps) as log,
-        Progress("Training", total, quiet=quiet) as progress,
+        Progress("Training", total, trainer.n_training_steps, quiet=quiet) as progress,
     ):
         while trainer.n_training_steps < total:
             trainer.maybe_reset_sparsity()
-            output = trainer.step(next(stream))
-            trainer.n_training_steps += 1
+            output = _step(run, trainer, stream)
             if trainer.n_training_steps % log_every == 0:
                 figures = _figures(trainer, output)
                 log.write(figures)
@@ -153,6 +199,20 @@ def _fit(
                     f"Stopped at step {trainer.n_training_steps} of {total}; continue with "
                     f"`gated-hub train {run.recipe} --out {run.path} --resume`."
                 )
+
+
+def _step(run: Run, trainer: SAETrainer[Any, Any], stream: ActivationStream) -> TrainStepOutput:
+    """One step; where its batch is refused, a checkpoint of the moment before it."""
+    place, samples = stream.position(), trainer.n_training_samples
+    try:
+        output = trainer.step(next(stream))
+    except GatedError:
+        stream.seek(**place)
+        trainer.n_training_samples = samples
+        checkpoints.save(run, trainer, stream)
+        raise
+    trainer.n_training_steps += 1
+    return output
 
 
 @contextmanager
@@ -224,9 +284,8 @@ def _finish(run: Run, trainer: SAETrainer[Any, Any], recipe: Recipe) -> None:
             unwhitening_matrix=scaler.whitening.inverse_matrix,
         )
     trainer.set_final_sae_metadata()
-    unfinished = run.path / ".sae.unfinished"
-    sae.save_inference_model(unfinished)
-    save_file({"sparsity": trainer.log_feature_sparsity}, unfinished / "sparsity.safetensors")
-    write_json(unfinished / "runner_cfg.json", recipe.runner_config().to_dict())
-    unfinished.rename(run.sae)
+    with folder_beside(run.sae) as unfinished:
+        sae.save_inference_model(unfinished)
+        save_file({"sparsity": trainer.log_feature_sparsity}, unfinished / "sparsity.safetensors")
+        write_json(unfinished / "runner_cfg.json", recipe.runner_config().to_dict())
     checkpoints.delete(run)

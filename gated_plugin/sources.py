@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gated_plugin.errors import GatedError
@@ -12,6 +15,22 @@ if TYPE_CHECKING:
     from transformer_lens.HookedTransformer import HookedRootModule
 
 EMBEDDED = "embedded/"
+SAVED = ("state.json", "dataset_dict.json")
+"""What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder."""
+
+
+def require_devices(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Raise `GatedError` unless every device that `cfg` names is here."""
+    import torch
+
+    for key in ("device", "llm_device", "act_store_device"):
+        try:
+            torch.empty(0, device=getattr(cfg, key))
+        except (RuntimeError, AssertionError) as error:
+            raise GatedError(
+                f"This computer has no {key} {getattr(cfg, key)!r} ({_first_line(error)}); "
+                "give another, such as --set device=cpu."
+            ) from error
 
 
 def language_model(cfg: LanguageModelSAERunnerConfig[Any]) -> HookedRootModule:
@@ -32,13 +51,14 @@ def language_model(cfg: LanguageModelSAERunnerConfig[Any]) -> HookedRootModule:
     from sae_lens.load_model import load_model
 
     try:
-        return load_model(
-            cfg.model_class_name,
-            cfg.model_name,
-            device=str(cfg.llm_device),
-            model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
-            hook_names=[cfg.hook_name],
-        )
+        with redirect_stdout(sys.stderr):  # TransformerLens prints what it has loaded
+            return load_model(
+                cfg.model_class_name,
+                cfg.model_name,
+                device=str(cfg.llm_device),
+                model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
+                hook_names=[cfg.hook_name],
+            )
     except (OSError, ValueError) as error:
         raise GatedError(
             f"The language model {cfg.model_name!r} could not be loaded "
@@ -49,7 +69,9 @@ def language_model(cfg: LanguageModelSAERunnerConfig[Any]) -> HookedRootModule:
 def token_rows(
     path: str, split: str = "train", *, streaming: bool = False
 ) -> Dataset | IterableDataset:
-    """The dataset `path`: an embedded one, a folder made by `datasets`, or one of the Hub.
+    """The dataset `path`: an embedded one, a folder that `datasets` saved, or one of the Hub.
+
+    An embedded dataset, and a saved folder without splits, is its own only split.
 
     Raises:
         GatedError: no such dataset or split, or it cannot be reached.
@@ -58,16 +80,25 @@ def token_rows(
         from gated_plugin import quickstart
 
         return quickstart.dataset(path)
-    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
-        return load_dataset(path, split=split, streaming=streaming)
-    except (OSError, ValueError) as error:
+        return _loaded(path, split, streaming)
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
         raise GatedError(
             f"The dataset {path!r} (split {split!r}) could not be loaded "
             f"({_first_line(error)}); check its name and the network."
         ) from error
 
 
+def _loaded(path: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    if any((Path(path) / name).exists() for name in SAVED):
+        rows = load_from_disk(path)
+        return rows[split] if isinstance(rows, DatasetDict) else rows
+    return load_dataset(path, split=split, streaming=streaming)
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
+    return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")

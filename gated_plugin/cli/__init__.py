@@ -6,7 +6,6 @@ import os
 import sys
 
 EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -24,7 +23,7 @@ def main() -> None:
         if debug:
             raise
         output.error(str(error))
-        sys.exit(EXIT_INTERRUPTED if type(error).__name__ == "Interrupted" else EXIT_ERROR)
+        sys.exit(getattr(error, "exit_code", EXIT_ERROR))
     except OSError as error:
         if debug:
             raise
@@ -32,17 +31,18 @@ def main() -> None:
             f"{error.strerror or error} ({error.filename or 'no file'}); --debug says more."
         )
         sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
-        output.error("Interrupted.")
-        sys.exit(EXIT_INTERRUPTED)
 
 
 def _hush() -> None:
     """Keep what libraries say about themselves from between a command's lines."""
+    import logging
     import warnings
 
     os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("gated_plugin").setLevel(logging.ERROR)  # who trains here has chosen us
+    logging.getLogger("sae_lens").setLevel(logging.CRITICAL)  # an "error" per batch at hook_z
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
     warnings.filterwarnings("ignore", message="The training dataset contains fewer samples")
+    warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained")
     warnings.filterwarnings("ignore", message="To copy construct from a tensor")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gated_plugin import sources
+from gated_plugin.activations import open_store
 from gated_plugin.errors import GatedError
 from gated_plugin.progress import Progress
 from gated_plugin.recipes import Recipe
@@ -26,13 +27,14 @@ RECORDED_ACTIVATIONS = 256
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures on held-out text; cross-entropies in nats per predicted token."""
+    """Figures on held-out text; cross-entropies in nats per token, over what follows the tokens
+    that the SAE is for."""
 
     l0: float
-    loss_recovered: float
-    gamma: float
+    loss_recovered: float | None
+    gamma: float | None
     alive: float
-    fvu: float
+    fvu: float | None
     ce_clean: float
     ce_sae: float
     ce_zero: float
@@ -52,7 +54,7 @@ class Splice:
 
     def reconstruction(self, activation: Tensor, hook: Any) -> Tensor:
         """The hook that puts x̂ in; keeps x, x̂ and the features [masked tokens, …]."""
-        self.x = self._flat(activation)[self.mask].float()
+        self.x = self._flat(activation)[self.mask].float().to(self.sae.device)
         self.features = self.sae.encode(self.x)
         self.x_hat = self.sae.decode(self.features)
         return self._put(activation, self.x_hat)
@@ -70,7 +72,7 @@ class Splice:
     def _put(self, activation: Tensor, values: Tensor) -> Tensor:
         replaced = activation.clone()
         flat = self._flat(activation).clone()
-        flat[self.mask] = values.to(flat.dtype)
+        flat[self.mask] = values.to(flat)
         if self.head is not None:
             replaced[:, :, self.head] = flat
             return replaced
@@ -81,27 +83,27 @@ def evaluate(run: Run, recipe: Recipe, *, quiet: bool = False) -> Evaluation:
     """Evaluate the run's SAE on the recipe's held-out text and write the figures into the run.
 
     Raises:
-        GatedError: the run has no trained SAE, or the held-out text is shorter than one batch.
+        GatedError: the run has no trained SAE, the held-out text is shorter than one batch or holds
+            no token that the SAE is for, or the losses are not finite.
     """
     run.require_trained()
     started = time.monotonic()
     cfg = recipe.runner_config()
+    sources.require_devices(cfg)
     sae = load_sae(run, cfg.device)
     model = sources.language_model(cfg)
-    sums = ReconstructionSums(sae.cfg.d_in, sae.cfg.d_sae)
-    losses = torch.zeros(3, dtype=torch.float64)
-    batches = list(_held_out(recipe, cfg, model))
-    recorded = torch.empty(0)
+    plan = recipe.evaluation
+    rows = sources.token_rows(plan.dataset_path, plan.split, streaming=cfg.streaming)
+    store = open_store(model, rows, cfg)
+    totals = _Totals(ReconstructionSums(sae.cfg.d_in, sae.cfg.d_sae))
+    batches = list(_held_out(store, recipe))
     with Progress("Evaluating", len(batches), quiet=quiet) as progress:
         for done, tokens in enumerate(batches, 1):
-            splice = Splice(sae, cfg.hook_head_index, _mask(tokens, cfg, model))
-            losses += _cross_entropies(model, cfg, tokens, splice)
-            sums.update(splice.x, splice.x_hat, splice.features)
-            if len(recorded) < RECORDED_ACTIVATIONS:
-                recorded = torch.cat([recorded, splice.x.cpu()])[:RECORDED_ACTIVATIONS]
+            splice = Splice(sae, cfg.hook_head_index, _mask(tokens, store))
+            totals.update(splice, _cross_entropies(model, cfg, tokens, splice))
             progress.update(done)
-    ce_clean, ce_sae, ce_zero = (losses / len(batches)).tolist()
-    figures = sums.figures()
+    ce_clean, ce_sae, ce_zero = totals.cross_entropies()
+    figures = totals.sums.figures()
     evaluation = Evaluation(
         l0=figures.l0,
         loss_recovered=loss_recovered(ce_clean, ce_sae, ce_zero),
@@ -113,12 +115,43 @@ def evaluate(run: Run, recipe: Recipe, *, quiet: bool = False) -> Evaluation:
         ce_zero=ce_zero,
         tokens_evaluated=figures.tokens,
         tokens_trained=cfg.total_training_steps * cfg.train_batch_size_tokens,
-        dataset_path=recipe.evaluation.dataset_path,
+        dataset_path=plan.dataset_path,
         context_size=cfg.context_size,
         seconds=round(time.monotonic() - started, 1),
     )
-    _write(run, evaluation, sums, recorded)
+    _write(run, evaluation, totals)
     return evaluation
+
+
+@dataclass
+class _Totals:
+    """What is summed over the batches."""
+
+    sums: ReconstructionSums
+    losses: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    predicted: int = 0
+    recorded: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def update(self, splice: Splice, losses: Tensor) -> None:
+        self.sums.update(splice.x, splice.x_hat, splice.features)
+        self.losses += losses
+        self.predicted += int(splice.mask[:, :-1].sum())
+        if len(self.recorded) < RECORDED_ACTIVATIONS:
+            self.recorded = torch.cat([self.recorded, splice.x.cpu()])[:RECORDED_ACTIVATIONS]
+
+    def cross_entropies(self) -> list[float]:
+        """Left alone, spliced, zeroed; in nats per token."""
+        if not self.predicted:
+            raise GatedError(
+                "The held-out text has no token that the SAE is for, by seqpos_slice and "
+                "exclude_special_tokens; give another evaluation.dataset_path."
+            )
+        if not self.losses.isfinite().all():
+            raise GatedError(
+                "The loss on the held-out text is not finite (left alone, spliced, zeroed: "
+                f"{self.losses.tolist()}); nothing was written: mend model, SAE or dataset."
+            )
+        return (self.losses / self.predicted).tolist()
 
 
 def load_sae(run: Run, device: str) -> SAE[Any]:
@@ -129,22 +162,20 @@ def load_sae(run: Run, device: str) -> SAE[Any]:
     """
     read_json(run.sae / "cfg.json")
     try:
-        return SAE.load_from_disk(run.sae, device=device)
+        sae = SAE.load_from_disk(run.sae, device=device)
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
         raise GatedError(
-            f"The SAE in {run.sae} cannot be loaded ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); train the run again or restore the file from a copy."
+            f"The SAE in {run.sae} cannot be loaded ({' '.join(str(error).split())}); restore it "
+            f"from a copy, or train again: `gated-hub train {run.recipe} --out {run.path}-again`."
         ) from error
+    sae.turn_off_forward_pass_hook_z_reshaping()  # `Splice` concatenates the heads itself
+    return sae
 
 
-def _held_out(
-    recipe: Recipe, cfg: LanguageModelSAERunnerConfig[Any], model: Any
-) -> Iterator[Tensor]:
+def _held_out(store: ActivationsStore, recipe: Recipe) -> Iterator[Tensor]:
     """Batches of prompts [batch_size_prompts, context_size], up to the planned tokens."""
     plan = recipe.evaluation
-    rows = sources.token_rows(plan.dataset_path, plan.split, streaming=cfg.streaming)
-    store = ActivationsStore.from_config(model, cfg, override_dataset=rows)
-    wanted = max(1, plan.tokens // (plan.batch_size_prompts * cfg.context_size))
+    wanted = max(1, plan.tokens // (plan.batch_size_prompts * store.context_size))
     for made in range(wanted):
         try:
             yield store.get_batch_tokens(plan.batch_size_prompts, raise_at_epoch_end=True)
@@ -157,15 +188,12 @@ def _held_out(
             return
 
 
-def _mask(tokens: Tensor, cfg: LanguageModelSAERunnerConfig[Any], model: Any) -> Tensor:
+def _mask(tokens: Tensor, store: ActivationsStore) -> Tensor:
     """Positions that the SAE was trained for: its slice of the context, special tokens or not."""
     mask = torch.zeros_like(tokens, dtype=torch.bool)
-    mask[:, slice(*cfg.seqpos_slice)] = True
-    excluded = cfg.exclude_special_tokens
-    if excluded is True:
-        excluded = model.tokenizer.all_special_ids
-    if excluded:
-        mask &= ~torch.isin(tokens, torch.tensor(excluded, device=tokens.device))
+    mask[:, slice(*store.seqpos_slice)] = True
+    if store.exclude_special_tokens is not None:
+        mask &= ~torch.isin(tokens, store.exclude_special_tokens.to(tokens.device))
     return mask
 
 
@@ -173,22 +201,28 @@ def _mask(tokens: Tensor, cfg: LanguageModelSAERunnerConfig[Any], model: Any) ->
 def _cross_entropies(
     model: Any, cfg: LanguageModelSAERunnerConfig[Any], tokens: Tensor, splice: Splice
 ) -> Tensor:
-    """Mean next-token cross-entropy: left alone, spliced, zeroed."""
+    """Cross-entropy of what follows each masked token, summed: left alone, spliced, zeroed."""
     hooks: list[list[tuple[str, Any]]] = [
         [],
         [(cfg.hook_name, splice.reconstruction)],
         [(cfg.hook_name, splice.zero)],
     ]
-    values = [
-        model.run_with_hooks(
-            tokens, return_type="loss", prepend_bos=False, fwd_hooks=pairs, **cfg.model_kwargs
+    sums = []
+    for pairs in hooks:
+        _, losses = model.run_with_hooks(
+            tokens,
+            return_type="both",
+            loss_per_token=True,
+            prepend_bos=False,
+            fwd_hooks=pairs,
+            **cfg.model_kwargs,
         )
-        for pairs in hooks
-    ]
-    return torch.stack(values).double().cpu()
+        sums.append(losses[splice.mask[:, :-1]].double().sum())
+    return torch.stack(sums).cpu()
 
 
-def _write(run: Run, evaluation: Evaluation, sums: ReconstructionSums, recorded: Tensor) -> None:
+def _write(run: Run, evaluation: Evaluation, totals: _Totals) -> None:
+    sums = totals.sums
     features = {
         "firing_rate": (sums.fired / sums.tokens).float(),
         "mean_magnitude": (sums.magnitude / sums.fired.clamp_min(1)).float(),
@@ -196,5 +230,5 @@ def _write(run: Run, evaluation: Evaluation, sums: ReconstructionSums, recorded:
     with beside(run.features) as unfinished:
         save_file(features, unfinished)
     with beside(run.activations) as unfinished:
-        save_file({"activations": recorded.contiguous()}, unfinished)
+        save_file({"activations": totals.recorded}, unfinished)
     write_json(run.evaluation, asdict(evaluation))

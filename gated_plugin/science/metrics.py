@@ -4,6 +4,8 @@ L0     mean number of features that fire
 γ      E‖x̂‖² / E[x̂·x]; below 1 is shrinkage, 1 is unbiased (section 4.2)
 FVU    Σ‖x − x̂‖² / Σ‖x − mean x‖²
 alive  share of features that fire at least once
+
+A ratio with the denominator 0, such as the γ of an x̂ that is always 0, is None.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ class ReconstructionFigures:
     """What `ReconstructionSums` amounts to."""
 
     l0: float
-    gamma: float
-    fvu: float
+    gamma: float | None
+    fvu: float | None
     alive: float
     tokens: int
 
@@ -54,13 +56,17 @@ class ReconstructionSums:
         variance = self._x_squared - self._x.square().sum().item() / self.tokens
         return ReconstructionFigures(
             l0=self.fired.sum().item() / self.tokens,
-            gamma=self._norm / self._dot,
-            fvu=self._error / variance,
+            gamma=_ratio(self._norm, self._dot),
+            fvu=_ratio(self._error, variance),
             alive=(self.fired > 0).double().mean().item(),
             tokens=self.tokens,
         )
 
 
-def loss_recovered(ce_clean: float, ce_sae: float, ce_zero: float) -> float:
+def loss_recovered(ce_clean: float, ce_sae: float, ce_zero: float) -> float | None:
     """1 − (CE(x̂) − CE(x)) / (CE(0) − CE(x)); 1 is a perfect splice, 0 no better than zeroing."""
-    return 1 - (ce_sae - ce_clean) / (ce_zero - ce_clean)
+    return _ratio(ce_zero - ce_sae, ce_zero - ce_clean)
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None

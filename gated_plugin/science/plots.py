@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from safetensors.numpy import load_file
 
-from gated_plugin.runs import Run, read_json
+from gated_plugin.runs import Run, beside, read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,15 +67,21 @@ def _features(run: Run) -> Path:
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.suptitle(
-        f"{run.name}: L0 {evaluation['l0']:.1f}, loss recovered {evaluation['loss_recovered']:.3f}, "
-        f"γ {evaluation['gamma']:.3f}, {alive.sum()} of {len(rates)} features alive"
+        f"{run.name}: L0 {evaluation['l0']:.1f}, loss recovered "
+        f"{_three_digits(evaluation['loss_recovered'])}, γ {_three_digits(evaluation['gamma'])}, "
+        f"{alive.sum()} of {len(rates)} features alive"
     )
     return _save(figure, run.plots / "features.png")
+
+
+def _three_digits(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.3f}"
 
 
 def _save(figure: Figure, path: Path) -> Path:
     from matplotlib import pyplot
 
-    figure.savefig(path, dpi=130)
+    with beside(path) as unfinished:
+        figure.savefig(unfinished, dpi=130, format="png")
     pyplot.close(figure)
     return path

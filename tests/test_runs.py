@@ -1,0 +1,109 @@
+"""The run folder: one place that knows its files, and writes that a kill cannot spoil."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gated_hub_process import Ended
+
+from gated_plugin import environment, runs
+from gated_plugin.errors import GatedError
+from gated_plugin.runs import Run, beside, folder_beside, read_json, write_json
+
+
+def test_every_file_of_a_run_is_documented(
+    gated_hub: Callable[..., Ended], tiny: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert gated_hub("train", tiny, "--out", out).code == 0
+    assert gated_hub("eval", out).code == 0
+    found = {path.name for path in out.iterdir()}
+    assert found == {
+        "recipe.yaml",
+        "environment.json",
+        "training.jsonl",
+        "sae",
+        "evaluation.json",
+        "features.safetensors",
+        "activations.safetensors",
+        "plots",
+    }
+    assert runs.__doc__ is not None
+    assert all(f"  {name}" in runs.__doc__ for name in found)
+    assert {path.name for path in (out / "plots").iterdir()} == {"training.png", "features.png"}
+    assert {path.name for path in (out / "sae").iterdir()} == {
+        "cfg.json",
+        "runner_cfg.json",
+        "sae_weights.safetensors",
+        "sparsity.safetensors",
+    }
+
+
+def test_a_folder_that_is_no_run_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(GatedError, match="`gated-hub train quickstart --out runs/quickstart`"):
+        Run.open(tmp_path)
+
+
+def test_a_run_says_which_step_it_lacks(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    resume = f"`gated-hub train {tmp_path}/recipe.yaml --out {tmp_path} --resume`"
+    with pytest.raises(GatedError) as caught:
+        run.require_evaluated()
+    assert resume in str(caught.value)
+    run.sae.mkdir()
+    (run.sae / "sae_weights.safetensors").touch()
+    run.require_trained()
+    with pytest.raises(GatedError, match=f"run `gated-hub eval {tmp_path}` first"):
+        run.require_evaluated()
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, existing: bool) -> None:
+    path = tmp_path / "new" / "a.json"
+    if existing:
+        write_json(path, "old")
+    with pytest.raises(KeyError), beside(path) as unfinished:
+        unfinished.write_text("half")
+        raise KeyError
+    assert [file.name for file in path.parent.iterdir()] == (["a.json"] if existing else [])
+    write_json(path, {"γ": [1.5, None]})
+    assert read_json(path) == {"γ": [1.5, None]}
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "sae"
+    with pytest.raises(KeyError), folder_beside(path) as unfinished:
+        (unfinished / "half").touch()
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    left_by_a_kill = tmp_path / ".sae.unfinished"
+    left_by_a_kill.mkdir()
+    (left_by_a_kill / "stale").touch()
+    with folder_beside(path) as unfinished:
+        (unfinished / "whole").touch()
+        assert not path.exists()
+    assert [file.name for file in path.iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "is missing; run"), ("{", "is damaged")])
+def test_a_file_that_cannot_be_read_is_one_sentence(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(GatedError, match=said) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_names_what_shapes_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/home/me/bin/gated-hub", "train", "quickstart"])
+    found = environment.environment()
+    assert found["command"] == "gated-hub train quickstart"
+    assert found["threads"] >= 1
+    for package in ("gated_plugin", "sae_lens", "torch", "python", "platform"):
+        assert found[package]
