@@ -42,7 +42,7 @@ def save(run: Run, trainer: SAETrainer[Any, Any], stream: ActivationStream) -> N
     except Exception as error:  # torch and safetensors raise many kinds for a full disk
         raise GatedError(
             f"The checkpoint of step {trainer.n_training_steps} could not be written "
-            f"({' '.join(str(error).split())}); the one before it is kept: make room, then "
+            f"({' '.join(str(error).split())}); what was saved before is kept: make room, then "
             f"`gated-hub train {run.recipe} --out {run.path} --resume`."
         ) from error
     for older in run.checkpoints.iterdir():

@@ -25,7 +25,7 @@ def versions() -> dict[str, str | None]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and command, without paths or names of this computer."""
+    """Versions, machine and the command as it was typed; stays in the run, is never published."""
     import torch
 
     return {

@@ -74,9 +74,10 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
         x = step_input.sae_in
         code = self.gated_code(x)
         x_hat = self.decode(code.features)
-        losses = self._losses(x, x_hat, code.shared_pre, self._l1(step_input, code.features))
+        losses = self._losses(x, x_hat, code.shared_pre, self._l1(step_input))
         total = torch.stack(list(losses.values())).sum()
         self._refuse_non_finite(total, step_input)
+        self._steer(code.features)
         return TrainStepOutput(
             sae_in=x,
             sae_out=x_hat,
@@ -115,13 +116,14 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
             self.fold_W_dec_norm()
 
     @torch.compiler.disable
-    def _l1(self, step_input: TrainStepInput, features: Tensor) -> float:
+    def _l1(self, step_input: TrainStepInput) -> float:
         l1 = step_input.coefficients["l1"]
-        if self.l0_target is None:
-            return l1
-        if torch.is_grad_enabled():
+        return l1 if self.l0_target is None else l1 * self.l0_target.factor
+
+    @torch.compiler.disable
+    def _steer(self, features: Tensor) -> None:
+        if self.l0_target is not None and torch.is_grad_enabled():
             self.l0_target.observe((features.detach() > 0).sum(-1).float().mean().item())
-        return l1 * self.l0_target.factor
 
     @torch.compiler.disable
     def _refuse_non_finite(self, loss: Tensor, step_input: TrainStepInput) -> None:

@@ -1,183 +1,37 @@
-"""Training: a run that is killed, stopped or spoilt goes on, and ends as if nothing had been."""
+"""Training by a recipe: what is refused, what is honoured, and what is saved."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import random
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from gated_hub_process import SINGLE_THREADED, Command, Ended
+from run_results import WEIGHTS, fingerprint
 from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 
-from gated_plugin import GatedSAE, GatedTrainingSAE, checkpoints, runner, sources
-from gated_plugin.activations import ActivationStream
+from gated_plugin import GatedSAE, runner
 from gated_plugin.errors import GatedError
 from gated_plugin.recipes import Recipe
 from gated_plugin.runner import train
 from gated_plugin.runs import Run
-from gated_plugin.training import NonFiniteLossError
 
-WEIGHTS = "sae_weights.safetensors"
-
-# All the state there is: whitening, a λ that warms up and is steered, a schedule, two epochs' worth.
-STATEFUL = (
-    "training_tokens=2560",
-    "sae.normalize_activations=covariance_whitening",
-    "sae.l1_warm_up_steps=10",
-    "sae.target_l0=8",
-    "lr_warm_up_steps=5",
-    "lr_decay_steps=10",
-    "adam_beta1=0.9",
-)
+pytestmark = pytest.mark.usefixtures("unpacked_once", "one_thread")
 
 
-def fingerprint(path: Path) -> dict[str, object]:
-    """The result of a run; what differs between two equal runs, the time, is left out."""
-    run = Run(path)
-    files = (WEIGHTS, "sparsity.safetensors", "cfg.json")
-    log = [json.loads(line) for line in run.training_log.read_text().splitlines()]
-    return {
-        **{name: hashlib.sha256((run.sae / name).read_bytes()).hexdigest() for name in files},
-        "log": [{key: value for key, value in line.items() if key != "time"} for line in log],
-    }
+def test_a_folder_in_use_is_refused_and_left_alone(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(GatedError, match="is not empty and no run; give another --out"):
+        train(Recipe.load(tiny), tmp_path, quiet=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def steps(path: Path) -> list[int]:
-    """Of the finished checkpoints."""
-    return sorted(int(folder.name[5:]) for folder in Run(path).checkpoints.glob("step_*"))
-
-
-def arguments(recipe: Path, out: Path, overrides: tuple[str, ...]) -> list[object]:
-    sets = [word for override in overrides for word in ("--set", override)]
-    return ["train", recipe, *sets, "--out", out, "--checkpoint-every", 1]
-
-
-def error(ended: Ended, code: int = 1) -> str:
-    """The one sentence that a command ended with."""
-    assert ended.code == code
-    assert ended.stdout == ""
-    assert "Traceback" not in ended.stderr
-    (line,) = ended.stderr.splitlines()
-    return line
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread(unpacked_once: None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(
-    gated_hub: Callable[..., Ended], tiny: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, ...], dict[str, object]]:
-    """The results of runs that nothing happened to, by their overrides."""
-    results = {}
-    for overrides in ((), STATEFUL):
-        out = tmp_path_factory.mktemp("uninterrupted") / "run"
-        assert gated_hub(*arguments(tiny, out, overrides)).code == 0
-        assert not Run(out).checkpoints.exists()
-        results[overrides] = fingerprint(out)
-    return results
-
-
-def test_a_run_killed_again_and_again_ends_bit_identical(
-    start: Callable[..., Command],
-    tiny: Path,
-    tmp_path: Path,
-    uninterrupted: dict[tuple[str, ...], dict[str, object]],
+def test_what_a_kill_left_of_the_first_write_does_not_block_the_folder(
+    tiny: Path, tmp_path: Path
 ) -> None:
-    out, chance = tmp_path / "run", random.Random()
-    for kill, step in enumerate((1, 9, 17, 25, 33)):
-        command = start(*arguments(tiny, out, STATEFUL), "--resume")
-        command.wait_until(lambda step=step: max(steps(out), default=0) >= step)
-        if kill % 2:  # while a checkpoint is being written
-            command.wait_until(lambda: list(out.glob("checkpoints/.*.unfinished")))
-        else:
-            time.sleep(chance.uniform(0, 0.05))
-        command.kill()
-        assert steps(out), "the last good checkpoint is gone"
-        assert not Run(out).is_trained
-    assert start(*arguments(tiny, out, STATEFUL), "--resume").wait().code == 0
-    assert fingerprint(out) == uninterrupted[STATEFUL]
-    assert not list(out.rglob("*.unfinished"))
-
-
-def test_the_installed_command_killed_once_ends_bit_identical(
-    gated_hub: Callable[..., Ended],
-    tiny: Path,
-    tmp_path: Path,
-    uninterrupted: dict[tuple[str, ...], dict[str, object]],
-) -> None:
-    out = tmp_path / "run"
-    program = Path(sys.executable).with_name("gated-hub")
-    with (tmp_path / "printed").open("w") as printed:
-        process = subprocess.Popen(
-            [str(word) for word in (program, *arguments(tiny, out, ()), "--quiet")],
-            env={"PATH": "", "HOME": str(tmp_path), **SINGLE_THREADED},
-            stdout=printed,
-            stderr=printed,
-        )
-    deadline = time.monotonic() + 60
-    while not steps(out) and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.0005)
-    process.kill()
-    process.wait()
-    assert steps(out) and not Run(out).is_trained
-    assert (tmp_path / "printed").read_text() == ""
-    assert gated_hub(*arguments(tiny, out, ()), "--resume").code == 0
-    assert fingerprint(out) == uninterrupted[()]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_go_on_and_does(
-    number: int,
-    start: Callable[..., Command],
-    gated_hub: Callable[..., Ended],
-    tiny: Path,
-    tmp_path: Path,
-    uninterrupted: dict[tuple[str, ...], dict[str, object]],
-) -> None:
-    out = tmp_path / "run"
-    command = start(*arguments(tiny, out, ()), "--checkpoint-every", 100)
-    command.wait_until((out / "training.jsonl").exists)
-    command.signal(number)
-    said = error(command.wait(), 130)
-    assert said.startswith("Error: Stopped at step ")
-    (step,) = steps(out)
-    assert f"step {step} of 20" in said
-    _, again, _ = said.split("`")
-    program, *words = shlex.split(again)
-    assert program == "gated-hub"
-    assert gated_hub(*words).code == 0
-    assert fingerprint(out) == uninterrupted[()]
-
-
-def test_a_folder_in_use_is_refused_and_left_alone(
-    gated_hub: Callable[..., Ended], tiny: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "thesis.tex").write_text("mine")
-    assert "is not empty and no run; give another --out." in error(
-        gated_hub("train", tiny, "--out", out)
-    )
-    assert [file.name for file in out.iterdir()] == ["thesis.tex"]
+    (tmp_path / ".recipe.yaml.123.unfinished").touch()
+    assert train(Recipe.load(tiny), tmp_path, resume=True, quiet=True).is_trained
 
 
 def test_a_second_run_into_the_same_folder_is_refused_and_a_trained_one_kept(
@@ -213,181 +67,6 @@ def test_resuming_with_another_recipe_is_refused(
     assert f"resume it with `gated-hub train {out}/recipe.yaml --out {out} --res" in str(
         caught.value
     )
-
-
-class Faulty:
-    """Runs into trouble at a given batch or checkpoint."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.patch = monkeypatch
-
-    def batch(self, number: int, value: float) -> None:
-        served, genuine = iter(range(1000)), ActivationStream.__next__
-
-        def spoilt(stream: ActivationStream) -> torch.Tensor:
-            batch = genuine(stream)
-            return torch.full_like(batch, value) if next(served) == number else batch
-
-        self.patch.setattr(ActivationStream, "__next__", spoilt)
-
-    def checkpoint(self, number: int, trouble: Exception) -> None:
-        written, genuine = iter(range(1000)), GatedTrainingSAE.save_model
-
-        def full(sae: GatedTrainingSAE, path: Path) -> tuple[Path, Path]:
-            saved = genuine(sae, path)
-            if next(written) >= number:
-                raise trouble
-            return saved
-
-        self.patch.setattr(GatedTrainingSAE, "save_model", full)
-
-
-@pytest.fixture
-def faulty() -> Iterator[Faulty]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        yield Faulty(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def untroubled(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """The result of a run in this process."""
-    out = tmp_path_factory.mktemp("untroubled") / "run"
-    train(Recipe.load(tiny), out, quiet=True)
-    return fingerprint(out)
-
-
-@pytest.mark.parametrize(("value", "every"), [("nan", None), ("nan", 3), ("inf", 4)])
-def test_a_batch_that_is_not_finite_is_refused_before_it_changes_anything(
-    value: str,
-    every: int | None,
-    faulty: Faulty,
-    tiny: Path,
-    tmp_path: Path,
-    untroubled: dict[str, object],
-) -> None:
-    recipe, out = Recipe.load(tiny), tmp_path / "run"
-    # Two batches estimate the scaling, one is the look ahead: number 12 is that of step 9.
-    faulty.batch(12, float(value))
-    with pytest.raises(NonFiniteLossError, match="Training step 9 was refused"):
-        train(recipe, out, checkpoint_every=every, quiet=True)
-    faulty.patch.undo()
-    assert steps(out) == [9]
-    train(recipe, out, resume=True, quiet=True)
-    assert fingerprint(out) == untroubled
-
-
-def test_the_checkpoint_before_a_refused_batch_has_the_weights_of_that_moment(
-    faulty: Faulty, tiny: Path, tmp_path: Path
-) -> None:
-    recipe = Recipe.load(tiny)
-    faulty.batch(12, float("nan"))
-    with pytest.raises(NonFiniteLossError):
-        train(recipe, tmp_path / "refused", quiet=True)
-    faulty.patch.undo()
-    faulty.checkpoint(9, OSError())
-    with pytest.raises(GatedError):
-        train(recipe, tmp_path / "stopped", checkpoint_every=1, quiet=True)
-    refused, stopped = (
-        load_file(Run(tmp_path / name).checkpoints / "step_00000009" / WEIGHTS)
-        for name in ("refused", "stopped")
-    )
-    assert all(torch.equal(refused[name], stopped[name]) for name in stopped)
-
-
-def test_a_model_that_gives_nan_leaves_no_run_behind(
-    faulty: Faulty, tiny: Path, tmp_path: Path
-) -> None:
-    genuine = sources.language_model
-
-    def broken(cfg: object) -> object:
-        model = genuine(cfg)
-        model.W_E.data.fill_(float("nan"))
-        return model
-
-    faulty.patch.setattr(sources, "language_model", broken)
-    with pytest.raises(GatedError, match="in prompts 0 to 3 hold NaN or infinity"):
-        train(Recipe.load(tiny), tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "trouble",
-    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 128 vs 22")],
-)
-def test_a_full_disk_leaves_the_last_good_checkpoint(
-    trouble: Exception, faulty: Faulty, tiny: Path, tmp_path: Path, untroubled: dict[str, object]
-) -> None:
-    recipe, out = Recipe.load(tiny), tmp_path / "run"
-    faulty.checkpoint(3, trouble)
-    with pytest.raises(GatedError) as caught:
-        train(recipe, out, checkpoint_every=4, quiet=True)
-    said = str(caught.value)
-    assert "checkpoint of step 16 could not be written" in said
-    assert str(trouble) in said
-    assert f"`gated-hub train {out}/recipe.yaml --out {out} --resume`" in said
-    assert [folder.name for folder in Run(out).checkpoints.iterdir()] == ["step_00000012"]
-    faulty.patch.undo()
-    train(recipe, out, resume=True, quiet=True)
-    assert fingerprint(out) == untroubled
-
-
-@pytest.fixture(scope="module")
-def stopped(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has a checkpoint of step 2 and nothing more."""
-    out = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(GatedError):
-        Faulty(monkeypatch).checkpoint(1, OSError())
-        train(Recipe.load(tiny), out, checkpoint_every=2, quiet=True)
-    return out
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        WEIGHTS,
-        "trainer_state.pt",
-        "activation_scaler.json",
-        checkpoints.PROGRESS,
-        checkpoints.RANDOM_STATES,
-    ],
-)
-@pytest.mark.parametrize("damage", [truncate, Path.unlink])
-def test_a_damaged_checkpoint_is_one_sentence_that_names_it(
-    file: str, damage: Callable[[Path], None], stopped: Path, tiny: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(stopped, out)
-    damage(Run(out).checkpoints / "step_00000002" / file)
-    with pytest.raises(GatedError, match="step_00000002 cannot be read") as caught:
-        train(Recipe.load(tiny), out, resume=True, quiet=True)
-    assert "\n" not in str(caught.value)
-    assert steps(out) == [2]
-
-
-def test_torchs_random_state_is_that_of_the_checkpoint(
-    faulty: Faulty, tiny: Path, tmp_path: Path
-) -> None:
-    seen: list[torch.Tensor] = []
-    genuine = runner._step
-
-    def noisy(*arguments: object) -> object:
-        seen.append(torch.rand(2))
-        return genuine(*arguments)
-
-    faulty.patch.setattr(runner, "_step", noisy)
-    train(Recipe.load(tiny), tmp_path / "straight", quiet=True)
-    straight, seen[:] = list(seen), []
-    faulty.checkpoint(1, OSError())
-    with pytest.raises(GatedError):
-        train(Recipe.load(tiny), tmp_path / "run", checkpoint_every=7, quiet=True)
-    faulty.patch.setattr(GatedTrainingSAE, "save_model", GatedTrainingSAE.__mro__[2].save_model)
-    del seen[7:]
-    train(Recipe.load(tiny), tmp_path / "run", resume=True, quiet=True)
-    assert torch.equal(torch.stack(seen), torch.stack(straight))
 
 
 def test_the_folder_of_a_run_that_could_not_begin_is_free_for_the_mended_one(
@@ -427,7 +106,7 @@ def test_the_saved_sae_loads_and_its_decoder_is_of_unit_norm(
         assert name in sae.cfg.metadata, name
 
 
-def test_the_scaling_is_folded_exactly(tiny: Path, tmp_path: Path) -> None:
+def test_the_scaling_is_folded_into_the_weights(tiny: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(tiny, ["sae.normalize_activations=covariance_whitening"])
     trainer, stream = runner._trainer(recipe)
     runner._prepare(trainer, stream, recipe)

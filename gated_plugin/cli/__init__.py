@@ -39,7 +39,6 @@ def _hush() -> None:
     import warnings
 
     os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("gated_plugin").setLevel(logging.ERROR)  # who trains here has chosen us
     logging.getLogger("sae_lens").setLevel(logging.CRITICAL)  # an "error" per batch at hook_z
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)

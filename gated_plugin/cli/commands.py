@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -65,7 +66,7 @@ def train(
         out or Path("runs") / plan.name,
         resume=resume,
         checkpoint_every=checkpoint_every,
-        quiet=quiet or as_json,
+        quiet=_silenced(as_json, quiet),
     )
     draw(run)
     answer(
@@ -87,7 +88,7 @@ def evaluate(run: RunPath, as_json: AsJson = False, quiet: Quiet = False) -> Non
     from gated_plugin.science.plots import draw
 
     opened = Run.open(run)
-    figures = run_evaluation(opened, Recipe.load(opened.recipe), quiet=quiet or as_json)
+    figures = run_evaluation(opened, Recipe.load(opened.recipe), quiet=_silenced(as_json, quiet))
     draw(opened)
     answer(chosen(as_json, quiet), asdict(figures), f"{run} on {figures.dataset_path}")
 
@@ -108,7 +109,9 @@ def push(
     from gated_plugin.runs import Run
 
     output = chosen(as_json, quiet)
-    published = publish(Run.open(run), repo, private=private, report=_reporter(quiet or as_json))
+    published = publish(
+        Run.open(run), repo, private=private, report=_reporter(_silenced(as_json, quiet))
+    )
     answer(output, {**asdict(published), "load": published.snippet}, "Published.")
 
 
@@ -147,7 +150,8 @@ def demo(
     """
     from gated_plugin.demo import demo as run_demo
 
-    summary = run_demo(out, quiet=quiet or as_json, report=_reporter(quiet or as_json))
+    silent = _silenced(as_json, quiet)
+    summary = run_demo(out, quiet=silent, report=_reporter(silent))
     answer(chosen(as_json, quiet), summary, f"\nA Gated SAE in {summary['seconds']:.0f} s:")
 
 
@@ -171,6 +175,13 @@ def doctor(as_json: AsJson = False) -> None:
             for problem in found.problems:
                 error(problem)
         raise typer.Exit(1)
+
+
+def _silenced(as_json: bool, quiet: bool) -> bool:
+    """Whether there is to be nothing beside the answer; then our own notices are off too."""
+    if as_json or quiet:
+        logging.getLogger("gated_plugin").setLevel(logging.ERROR)
+    return as_json or quiet
 
 
 def _reporter(quiet: bool) -> Callable[[str], None]:

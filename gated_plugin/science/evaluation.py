@@ -92,11 +92,9 @@ def evaluate(run: Run, recipe: Recipe, *, quiet: bool = False) -> Evaluation:
     sources.require_devices(cfg)
     sae = load_sae(run, cfg.device)
     model = sources.language_model(cfg)
-    plan = recipe.evaluation
-    rows = sources.token_rows(plan.dataset_path, plan.split, streaming=cfg.streaming)
-    store = open_store(model, rows, cfg)
-    totals = _Totals(ReconstructionSums(sae.cfg.d_in, sae.cfg.d_sae))
+    store = _held_out_store(recipe, cfg, model)
     batches = list(_held_out(store, recipe))
+    totals = _Totals(ReconstructionSums(sae.cfg.d_in, sae.cfg.d_sae))
     with Progress("Evaluating", len(batches), quiet=quiet) as progress:
         for done, tokens in enumerate(batches, 1):
             splice = Splice(sae, cfg.hook_head_index, _mask(tokens, store))
@@ -115,7 +113,7 @@ def evaluate(run: Run, recipe: Recipe, *, quiet: bool = False) -> Evaluation:
         ce_zero=ce_zero,
         tokens_evaluated=figures.tokens,
         tokens_trained=cfg.total_training_steps * cfg.train_batch_size_tokens,
-        dataset_path=plan.dataset_path,
+        dataset_path=recipe.evaluation.dataset_path,
         context_size=cfg.context_size,
         seconds=round(time.monotonic() - started, 1),
     )
@@ -170,6 +168,14 @@ def load_sae(run: Run, device: str) -> SAE[Any]:
         ) from error
     sae.turn_off_forward_pass_hook_z_reshaping()  # `Splice` concatenates the heads itself
     return sae
+
+
+def _held_out_store(
+    recipe: Recipe, cfg: LanguageModelSAERunnerConfig[Any], model: Any
+) -> ActivationsStore:
+    plan = recipe.evaluation
+    rows = sources.token_rows(plan.dataset_path, plan.split, streaming=cfg.streaming)
+    return open_store(model, rows, cfg)
 
 
 def _held_out(store: ActivationsStore, recipe: Recipe) -> Iterator[Tensor]:

@@ -12,16 +12,15 @@ import torch
 from datasets import Dataset
 from sae_lens import SAE
 from sae_lens.evals import EvalConfig, run_evals
-from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gated_plugin import GatedTrainingSAE, quickstart
+from gated_plugin import quickstart
 from gated_plugin.errors import GatedError
 from gated_plugin.recipes import Recipe
-from gated_plugin.runner import METADATA, train
+from gated_plugin.runner import train
 from gated_plugin.runs import Run
 from gated_plugin.science.evaluation import Splice, evaluate
 
@@ -29,11 +28,6 @@ pytestmark = pytest.mark.usefixtures("unpacked_once")
 
 HOOK = "blocks.0.hook_resid_post"
 ROWS = 16
-
-
-@pytest.fixture(scope="module")
-def language_model() -> Any:
-    return quickstart.language_model()
 
 
 @pytest.fixture(scope="module")
@@ -50,28 +44,6 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, 
 
 
 Make = Callable[..., tuple[Run, Recipe]]
-
-
-@pytest.fixture
-def made(tiny: Path, tmp_path: Path) -> Make:
-    """A run whose SAE has the given weights and otherwise zeros."""
-
-    def make(*overrides: str, **weights: torch.Tensor) -> tuple[Run, Recipe]:
-        recipe = Recipe.load(tiny, ["sae.normalize_activations=none", *overrides])
-        cfg = recipe.runner_config()
-        for name in METADATA:
-            setattr(cfg.sae.metadata, name, getattr(cfg, name))
-        sae = TrainingSAE.from_dict(cfg.sae.to_dict())
-        assert isinstance(sae, GatedTrainingSAE)
-        sae.load_state_dict(
-            {n: weights.get(n, torch.zeros(t.shape)) for n, t in sae.state_dict().items()}
-        )
-        run = Run(tmp_path)
-        run.sae.mkdir(exist_ok=True)
-        sae.save_inference_model(run.sae)
-        return run, recipe
-
-    return make
 
 
 def identity(d_in: int = 256) -> dict[str, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sae_lens.saes.sae import TrainStepInput
@@ -9,7 +11,7 @@ from sae_lens.saes.sae import TrainStepInput
 from gated_plugin import GatedTrainingSAE, GatedTrainingSAEConfig
 from gated_plugin.errors import GatedError
 from gated_plugin.trainer_hooks.l0_target import L0Target
-from gated_plugin.training import STATE_FILENAME
+from gated_plugin.training import STATE_FILENAME, NonFiniteLossError
 
 
 def test_lambda_rises_while_too_many_features_fire_and_falls_while_too_few():
@@ -57,6 +59,23 @@ def test_training_reaches_the_target_from_above_and_from_below(l1_coefficient):
         optimizer.zero_grad()
         fired.append((output.feature_acts > 0).sum(1).float().mean().item())
     assert sum(fired[-200:]) / 200 == pytest.approx(target, rel=0.15)
+
+
+def test_a_refused_batch_leaves_the_state_alone():
+    sae = GatedTrainingSAE(GatedTrainingSAEConfig(d_in=8, d_sae=32, target_l0=4))
+    sae.l0_target.observe(11.0)
+    before = replace(sae.l0_target)
+    with pytest.raises(NonFiniteLossError, match=r"step 7 was refused.*1 of its 4 activation rows"):
+        sae.training_forward_pass(
+            TrainStepInput(
+                torch.full((4, 8), 1.0).index_fill(0, torch.tensor([2]), torch.nan),
+                {"l1": 1.0},
+                None,
+                7,
+                False,
+            )
+        )
+    assert sae.l0_target == before
 
 
 def test_the_state_travels_with_a_checkpoint_but_not_into_an_inference_model(tmp_path):
