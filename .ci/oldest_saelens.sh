@@ -37,5 +37,6 @@ $python -m pytest -k "not compile_sae" \
 run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT
 .venv/bin/gated-hub train quickstart --out "$run/run" --quiet \
-    --set training_tokens=8192 --set n_batches_in_buffer=8 --set n_batches_for_norm_estimate=2
+    --set training_tokens=8192 --set lr_warm_up_steps=0 --set lr_decay_steps=0 \
+    --set n_batches_in_buffer=8 --set n_batches_for_norm_estimate=2
 test -f "$run/run/sae/sae_weights.safetensors"
