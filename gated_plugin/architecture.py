@@ -31,11 +31,13 @@ Self = TypeVar("Self", bound="GatedEncoder")
 
 
 class GatedCode(NamedTuple):
-    """What the encoder makes of a batch; each [B, M]."""
+    """What the encoder makes of a batch; each [B, M], `centred` [B, N]."""
 
     features: Tensor
     magnitude_pre: Tensor
     shared_pre: Tensor
+    centred: Tensor
+    """What went in: normalised where the configuration says so, less b_dec."""
 
 
 class GatedEncoder(SAE[Any]):
@@ -56,14 +58,15 @@ class GatedEncoder(SAE[Any]):
         Raises:
             GatedError: the last dimension is not d_in.
         """
-        pre = self.process_sae_in(x) @ self.W_enc
+        centred = self.process_sae_in(x)
+        pre = centred @ self.W_enc
         magnitude_pre = self.hook_sae_acts_pre(
             torch.addcmul(self.b_mag, pre, self.r_mag.exp()).to(self.dtype)
         )
         # π + b_gate ≤ 0 ⟺ π ≤ −b_gate, also in floating point.
         closed = pre <= -self.b_gate
         features = self.activation_fn(magnitude_pre).masked_fill(closed, 0)
-        return GatedCode(self.hook_sae_acts_post(features), magnitude_pre, pre)
+        return GatedCode(self.hook_sae_acts_post(features), magnitude_pre, pre, centred)
 
     @override
     def process_sae_in(self, sae_in: Tensor) -> Tensor:

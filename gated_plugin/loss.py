@@ -23,13 +23,20 @@ class GatedLoss(NamedTuple):
 
 
 def gated_loss(
-    x_BN: Tensor, x_hat_BN: Tensor, pi_gate_BM: Tensor, W_dec_MN: Tensor, b_dec_N: Tensor, l1: float
+    x_BN: Tensor,
+    x_hat_BN: Tensor,
+    seen_BN: Tensor,
+    pi_gate_BM: Tensor,
+    W_dec_MN: Tensor,
+    b_dec_N: Tensor,
+    l1: float,
 ) -> GatedLoss:
     """All three terms.
 
     Args:
         x_BN: what is to be reconstructed.
         x_hat_BN: its reconstruction from the features.
+        seen_BN: x as the encoder sees it: x itself, unless activations are normalised at run time.
         pi_gate_BM: pre-activations of the gate.
         W_dec_MN, b_dec_N: the decoder, through which the auxiliary term passes no gradient.
         l1: λ, for a squared error that is summed over N.
@@ -38,7 +45,7 @@ def gated_loss(
     return GatedLoss(
         reconstruction=squared_error(x_BN, x_hat_BN),
         sparsity=sparsity_penalty(gate_BM, l1),
-        auxiliary=auxiliary_error(x_BN, gate_BM, W_dec_MN, b_dec_N),
+        auxiliary=auxiliary_error(seen_BN, gate_BM, W_dec_MN, b_dec_N),
     )
 
 

@@ -21,6 +21,7 @@ from gated_plugin.trainer_hooks.decoder_norm import hold_unit_norm
 from gated_plugin.trainer_hooks.l0_target import L0Target
 
 STATE_FILENAME = "gated_training_state.json"
+NORMALISED_AT_RUN_TIME = ("layer_norm", "constant_norm_rescale")
 
 NOTICE = (
     "Training architecture='gated' with gated_plugin: unlike SAELens' built-in gated, the auxiliary "
@@ -74,7 +75,7 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
         x = step_input.sae_in
         code = self.gated_code(x)
         x_hat = self.decode(code.features)
-        losses = self._losses(x, x_hat, code.shared_pre, self._l1(step_input))
+        losses = self._losses(x, x_hat, code.centred, code.shared_pre, self._l1(step_input))
         total = torch.stack(list(losses.values())).sum()
         self._refuse_non_finite(total, step_input)
         self._steer(code.features)
@@ -92,20 +93,30 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """SAELens' seam for the terms besides the reconstruction; costs a second encoder product."""
-        shared_pre = self.process_sae_in(step_input.sae_in) @ self.W_enc
-        l1 = step_input.coefficients["l1"]
-        losses = self._losses(step_input.sae_in, sae_out, shared_pre, l1)
+        x, l1 = step_input.sae_in, step_input.coefficients["l1"]
+        centred = self.process_sae_in(x)
+        losses = self._losses(x, sae_out, centred, centred @ self.W_enc, l1)
         del losses["mse_loss"]
         return losses
 
-    def _losses(self, x: Tensor, x_hat: Tensor, shared_pre: Tensor, l1: float) -> dict[str, Tensor]:
+    def _losses(
+        self, x: Tensor, x_hat: Tensor, centred: Tensor, shared_pre: Tensor, l1: float
+    ) -> dict[str, Tensor]:
         """Under the names that SAELens' logs and dashboards use."""
-        terms = gated_loss(x, x_hat, shared_pre + self.b_gate, self.W_dec, self.b_dec, l1)
+        seen = self._as_the_encoder_sees(x, centred)
+        pi_gate = shared_pre + self.b_gate
+        terms = gated_loss(x, x_hat, seen, pi_gate, self.W_dec, self.b_dec, l1)
         return {
             "mse_loss": terms.reconstruction,
             "l1_loss": terms.sparsity,
             "auxiliary_reconstruction_loss": terms.auxiliary,
         }
+
+    def _as_the_encoder_sees(self, x: Tensor, centred: Tensor) -> Tensor:
+        """x in the units that W_dec writes in: SAELens undoes its own normalisation but once."""
+        if self.cfg.normalize_activations not in NORMALISED_AT_RUN_TIME:
+            return x
+        return (centred + self.b_dec * self.cfg.apply_b_dec_to_input).detach()
 
     @torch.compiler.disable
     def _before_step(self) -> None:

@@ -142,6 +142,17 @@ def test_the_gates_own_terms_leave_the_magnitude_path_exactly_alone(name):
     assert torch.autograd.grad(total, getattr(sae, name), allow_unused=True) == (None,)
 
 
+@pytest.mark.parametrize("normalization", ["layer_norm", "constant_norm_rescale"])
+def test_activations_normalised_at_run_time_are_so_for_the_gates_own_terms_too(normalization):
+    raw = make_sae(8, 32, "float64", normalize_activations=normalization)
+    plain = make_sae(8, 32, "float64")
+    x = 5 * torch.randn(16, 8, dtype=torch.float64) + 3
+    normalised = raw.run_time_activation_norm_fn_in(x)
+    ours, expected = step(raw, x).losses, step(plain, normalised).losses
+    for name in ("l1_loss", "auxiliary_reconstruction_loss"):
+        torch.testing.assert_close(ours[name], expected[name])
+
+
 def test_saelens_seam_for_auxiliary_terms_gives_the_same_terms():
     sae = make_sae(8, 32, "float32")
     x = torch.randn(16, 8)
@@ -162,11 +173,12 @@ def test_pure_functions_are_the_terms():
     x = torch.randn(5, 8, dtype=torch.float64)
     x_hat = torch.randn_like(x)
     pi_gate = torch.randn(5, 32, dtype=torch.float64)
-    terms = gated_loss(x, x_hat, pi_gate, sae.W_dec, sae.b_dec, L1)
+    seen = 2 * x
+    terms = gated_loss(x, x_hat, seen, pi_gate, sae.W_dec, sae.b_dec, L1)
     gate = pi_gate.clamp_min(0)
     assert terms.reconstruction == squared_error(x, x_hat)
     assert terms.sparsity == sparsity_penalty(gate, L1)
-    assert terms.auxiliary == auxiliary_error(x, gate, sae.W_dec, sae.b_dec)
+    assert terms.auxiliary == auxiliary_error(seen, gate, sae.W_dec, sae.b_dec)
 
 
 @settings(max_examples=25, deadline=None)
