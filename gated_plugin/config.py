@@ -53,6 +53,11 @@ class GatedTrainingSAEConfig(saelens.GatedTrainingSAEConfig):
                 f"encoder_init_norm is {self.encoder_init_norm}, but an encoder of norm 0 or less "
                 "never opens a gate by its input; give a number above 0, such as 0.1."
             )
+        if not self.l1_coefficient >= 0:
+            raise GatedError(
+                f"l1_coefficient is {self.l1_coefficient}, but a penalty below 0 rewards firing; "
+                "give 0 or more."
+            )
         if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
             raise GatedError(
                 f"target_l0 is {self.target_l0}, but it must lie between 0 and d_sae "

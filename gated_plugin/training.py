@@ -26,7 +26,8 @@ NORMALISED_AT_RUN_TIME = ("layer_norm", "constant_norm_rescale")
 NOTICE = (
     "Training architecture='gated' with gated_plugin: unlike SAELens' built-in gated, the auxiliary "
     "loss leaves the decoder alone and decoder rows stay at norm 1, as in arXiv 2404.16014; "
-    "for the built-in one call gated_plugin.unregister() or set GATED_PLUGIN_AUTOLOAD=0."
+    "for the built-in one call gated_plugin.unregister(), or set GATED_PLUGIN_AUTOLOAD=0 and do not "
+    "import gated_plugin."
 )
 
 logger = logging.getLogger("gated_plugin")
@@ -142,14 +143,14 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
             return
         rows = (~torch.isfinite(step_input.sae_in).all(-1)).sum().item()
         cause = (
-            f"{rows} of its {len(step_input.sae_in)} activation rows hold NaN or infinity"
+            f"{rows} of its {len(step_input.sae_in)} activation rows hold NaN or infinity; mend "
+            "the model or the data and resume from the last checkpoint"
             if rows
-            else "the activations are finite, so the loss overflowed: lower the learning rate"
+            else "the loss overflowed on finite activations; start again with a lower learning rate"
         )
         raise NonFiniteLossError(
             f"Training step {step_input.n_training_steps} was refused and the weights kept: the "
-            f"loss of its batch is {loss.item()}, because {cause}. Mend that and resume from the "
-            "last checkpoint."
+            f"loss of its batch is {loss.item()}, because {cause}."
         )
 
     @override

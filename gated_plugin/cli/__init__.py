@@ -44,4 +44,5 @@ def _hush() -> None:
         warnings.simplefilter("ignore", category)
     warnings.filterwarnings("ignore", message="The training dataset contains fewer samples")
     warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained")
+    warnings.filterwarnings("ignore", message="pretokenized dataset has context_size")
     warnings.filterwarnings("ignore", message="To copy construct from a tensor")

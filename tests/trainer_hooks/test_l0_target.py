@@ -89,6 +89,12 @@ def test_the_state_travels_with_a_checkpoint_but_not_into_an_inference_model(tmp
     assert not (tmp_path / "inference" / STATE_FILENAME).exists()
 
 
+@pytest.mark.parametrize("l1", [-1.0, float("nan")])
+def test_a_penalty_that_rewards_firing_is_refused(l1):
+    with pytest.raises(GatedError, match="l1_coefficient"):
+        GatedTrainingSAEConfig(d_in=8, d_sae=32, l1_coefficient=l1)
+
+
 @pytest.mark.parametrize("target", [0, -3, 32, 100])
 def test_a_target_that_cannot_be_reached_is_refused(target):
     with pytest.raises(GatedError, match="target_l0"):
