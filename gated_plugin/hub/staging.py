@@ -49,6 +49,9 @@ def stage(run: Run, repo_id: str, siblings: Sequence[index.Entry] = ()) -> Stage
     recipe = Recipe.load(run.recipe)
     figures = index.measured(run)
     sae = folded(run)
+    # SAELens' trainer left there what it saw last while training.
+    sae.cfg.metadata.l0 = figures["l0"]
+    sae.cfg.metadata.num_dead_features = round((1 - figures["alive"]) * sae.cfg.d_sae)
     sae_id = naming.sae_id(recipe.runner["hook_name"], sae.cfg.d_sae, figures["l0"])
     unfinished = run.publication.with_name(f".{run.publication.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

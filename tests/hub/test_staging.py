@@ -200,3 +200,11 @@ def test_a_damaged_run_is_refused_and_the_last_publication_stays(run, damage, sa
         stage(run, "alice/books")
     assert "\n" not in str(refusal.value)
     assert contents(run.publication) == before
+
+
+def test_the_metadata_says_what_was_measured_and_not_what_training_saw_last(run):
+    stage(run, "alice/books")
+    metadata = json.loads((run.publication / ID / "cfg.json").read_text())["metadata"]
+    measured = json.loads(run.evaluation.read_text())
+    assert metadata["l0"] == measured["l0"]
+    assert metadata["num_dead_features"] == round((1 - measured["alive"]) * D_SAE)
