@@ -57,7 +57,11 @@ def _load_plugins() -> None:
     from importlib.metadata import entry_points
 
     for plugin in entry_points(group=GROUP):
-        _guarded(plugin.name, lambda plugin=plugin: plugin.load()())  # type: ignore[misc]
+        _load(plugin)
+
+
+def _load(plugin: Any) -> None:
+    _guarded(plugin.name, lambda: plugin.load()())
 
 
 def _guarded(name: str, action: Callable[[], None]) -> None:

@@ -89,7 +89,7 @@ def unregister() -> None:
 
     Imports SAELens where that has not happened, so that nothing registers afterwards.
     """
-    import sae_lens  # noqa: F401
+    import sae_lens  # noqa: F401 - so that it cannot register later
 
     if not is_registered():
         return

@@ -69,7 +69,7 @@ def _main(arguments: list[str], printed: list[Path]) -> None:
         with path.open("w") as file:
             os.dup2(file.fileno(), number)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
-    sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115 - as above
     sys.argv = ["gated-hub", *arguments]
     from gated_plugin.cli import main
 

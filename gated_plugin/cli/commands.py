@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -24,7 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON objec
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no answer.")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
 Set = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads this on Python 3.10 too
+    list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; may be repeated."),
 ]
 
@@ -41,12 +41,12 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a bundled one.")],
     set_: Set = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Run folder; runs/NAME by default."),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in --out.")] = False,
     checkpoint_every: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=1, help="Steps between checkpoints; a hundredth of the run by default."),
     ] = None,
     as_json: AsJson = False,
