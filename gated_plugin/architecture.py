@@ -1,4 +1,4 @@
-"""The gated encoder, and the inference SAE that is made of it.
+"""The gated autoencoder's operations, and the inference SAE that is made of them.
 
     π = W_encᵀ (x − b_dec)                     one product serves gate and magnitude
     f = 1[π + b_gate > 0] ⊙ ReLU(exp(r_mag) ⊙ π + b_mag)
@@ -15,8 +15,15 @@ import torch
 from sae_lens.saes import gated_sae as saelens
 from sae_lens.saes.sae import SAE
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 from typing_extensions import override
 
+from gated_plugin.engine import reference
+from gated_plugin.engine.codes import SparseCodes
+from gated_plugin.engine.decode import decode
+from gated_plugin.engine.densify import sparsify
+from gated_plugin.engine.encode import encode, encode_dense
+from gated_plugin.engine.support import EncoderWeights
 from gated_plugin.errors import GatedError
 
 GATE_VECTORS = ("b_gate", "b_mag", "r_mag")
@@ -27,46 +34,109 @@ RUNTIME_FUNCTIONS = (
     "reshape_fn_out",
 )
 
-Self = TypeVar("Self", bound="GatedEncoder")
+Self = TypeVar("Self", bound="GatedBase")
 
 
 class GatedCode(NamedTuple):
-    """What the encoder makes of a batch; each [B, M], `centred` [B, N]."""
+    """What the dense encoder makes of a batch; each [..., M]."""
 
     features: Tensor
     magnitude_pre: Tensor
     shared_pre: Tensor
-    centred: Tensor
-    """What went in: normalised where the configuration says so, less b_dec."""
 
 
-class GatedEncoder(SAE[Any]):
+class GatedBase(SAE[Any]):
     """What the inference and the training SAE share: mixed in before SAELens' class."""
 
     b_gate: nn.Parameter
     b_mag: nn.Parameter
     r_mag: nn.Parameter
-    hook_sae_acts_pre: Callable[[Tensor], Tensor]
-    hook_sae_acts_post: Callable[[Tensor], Tensor]
+    hook_sae_acts_pre: nn.Module
+    hook_sae_acts_post: nn.Module
     d_head: int | None
 
-    def gated_code(self, x: Tensor) -> GatedCode:
-        """Encode activations [..., d_in].
-
-        A gate whose pre-activation is NaN counts as open, so that NaN reaches the output.
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        """Features [..., d_sae] of activations [..., d_in].
 
         Raises:
             GatedError: the last dimension is not d_in.
         """
         centred = self.process_sae_in(x)
+        if not self.engine_serves(centred):
+            return self.gated_code(centred).features
+        features, _ = encode_dense(centred.reshape(-1, self.cfg.d_in), self.feature_major_weights())
+        return self.hook_sae_acts_post(features.view(*centred.shape[:-1], self.cfg.d_sae))
+
+    def encode_sparse(self, x: Tensor) -> SparseCodes:
+        """The features that fire, and nothing else, of activations [..., d_in].
+
+        Raises:
+            GatedError: the last dimension is not d_in.
+        """
+        centred = self.process_sae_in(x)
+        if not self.engine_serves(centred) or has_listener(self.hook_sae_acts_post):
+            return SparseCodes.from_dense(self.gated_code(centred).features)
+        codes, _ = encode(centred.reshape(-1, self.cfg.d_in), self.feature_major_weights())
+        return codes.with_shape(torch.Size((*centred.shape[:-1], self.cfg.d_sae)))
+
+    @override
+    def decode(self, feature_acts: Tensor | SparseCodes) -> Tensor:
+        """Reconstructions [..., d_in] of features [..., d_sae]: dense, sparse COO, or codes."""
+        out = self.hook_sae_recons(self._reconstruct(feature_acts))
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstructions of activations [..., d_in]; the features stay sparse on the way."""
+        if self.use_error_term or has_listener(self.hook_sae_acts_post):
+            return super().forward(x)
+        out: Tensor = self.hook_sae_output(self.decode(self.encode_sparse(x)))
+        return out
+
+    def _reconstruct(self, features: Tensor | SparseCodes) -> Tensor:
+        if isinstance(features, Tensor) and features.layout != torch.strided:
+            features = SparseCodes.from_sparse(features)
+        if isinstance(features, Tensor) and not _wants_gradient(features):
+            features = sparsify(features, self.W_dec) or features
+        if isinstance(features, SparseCodes):
+            return decode(features, self.W_dec, self.b_dec)
+        return features @ self.W_dec + self.b_dec
+
+    def gated_code(self, centred: Tensor) -> GatedCode:
+        """By the dense product, for whom the engine does not serve; SAELens' hooks fire.
+
+        Args:
+            centred: activations [..., d_in] as `process_sae_in` gives them.
+        """
+        weights = self.encoder_weights()
         pre = centred @ self.W_enc
-        magnitude_pre = self.hook_sae_acts_pre(
-            torch.addcmul(self.b_mag, pre, self.r_mag.exp()).to(self.dtype)
+        magnitude_pre = self.hook_sae_acts_pre(reference.magnitude_pre(pre, weights).to(self.dtype))
+        features = self.hook_sae_acts_post(reference.features(pre, magnitude_pre, weights))
+        return GatedCode(features, magnitude_pre, pre)
+
+    def feature_major_weights(self) -> EncoderWeights:
+        """`encoder_weights`, with a W_enc whose features lie one after another in memory.
+
+        That is how the engine reads it; the shape stays [d_in, d_sae].
+        """
+        if self.W_enc.stride(0) != 1:
+            self.W_enc.data = self.W_enc.data.T.contiguous().T
+        return self.encoder_weights()
+
+    def encoder_weights(self) -> EncoderWeights:
+        """Gate and magnitude path, for the engine."""
+        return EncoderWeights(self.W_enc, self.b_gate, self.b_mag, self.r_mag)
+
+    def engine_serves(self, centred: Tensor) -> bool:
+        """Whether nothing asks for the dense pre-activations, or for operations that trace."""
+        uniform = centred.dtype == self.W_enc.dtype == self.b_gate.dtype
+        return (
+            uniform
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled(centred.device.type)
+            and not has_listener(self.hook_sae_acts_pre)
         )
-        # π + b_gate ≤ 0 ⟺ π ≤ −b_gate, also in floating point.
-        closed = pre <= -self.b_gate
-        features = self.activation_fn(magnitude_pre).masked_fill(closed, 0)
-        return GatedCode(self.hook_sae_acts_post(features), magnitude_pre, pre, centred)
 
     @override
     def process_sae_in(self, sae_in: Tensor) -> Tensor:
@@ -85,6 +155,13 @@ class GatedEncoder(SAE[Any]):
         wide = torch.promote_types(self.dtype, torch.float32)
         for name in GATE_VECTORS:
             getattr(self, name).data = getattr(self, name).data.to(wide)
+
+    @override
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """W_enc is contiguous in files: safetensors takes nothing else."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            destination[f"{prefix}W_enc"] = destination[f"{prefix}W_enc"].contiguous()
 
     @override
     def _apply(self: Self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
@@ -114,14 +191,28 @@ class GatedEncoder(SAE[Any]):
             self.d_head = d_head
 
 
-class GatedSAE(GatedEncoder, saelens.GatedSAE):
+def has_listener(point: nn.Module) -> bool:
+    """Whether somebody hooked this hook point, or every module."""
+    return any(
+        len(hooks)
+        for hooks in (
+            point._forward_hooks,
+            point._forward_pre_hooks,
+            point._backward_hooks,
+            point._backward_pre_hooks,
+            module_hooks._global_forward_hooks,
+            module_hooks._global_forward_pre_hooks,
+        )
+    )
+
+
+def _wants_gradient(features: Tensor) -> bool:
+    return torch.is_grad_enabled() and features.requires_grad
+
+
+class GatedSAE(GatedBase, saelens.GatedSAE):
     """Inference with a Gated SAE; SAELens' class, with the encoder of the paper.
 
-    One encoder product instead of two, and no copy of `W_enc` scaled by `exp(r_mag)`. Features
-    and reconstructions are those of SAELens' class, up to the rounding of that scaling.
+    Features and reconstructions are those of SAELens' class, up to the rounding of one product
+    instead of two and of scaling by `exp(r_mag)` after it.
     """
-
-    @override
-    def encode(self, x: Tensor) -> Tensor:
-        """Features [..., d_sae] of activations [..., d_in]."""
-        return self.gated_code(x).features

@@ -22,6 +22,7 @@ from gated_plugin.errors import GatedError
 from gated_plugin.progress import Progress
 from gated_plugin.recipes import Recipe
 from gated_plugin.runs import UNFINISHED, Run, beside, folder_beside, read_json, write_json
+from gated_plugin.training import mean_l0
 
 LOG_LINES = 200
 METADATA = (
@@ -261,7 +262,7 @@ def _figures(trainer: SAETrainer[Any, Any], output: TrainStepOutput) -> dict[str
         "tokens": trainer.n_training_samples,
         "time": round(time.time(), 3),
         "lr": trainer.optimizer.param_groups[0]["lr"],
-        "l0": (output.feature_acts != 0).sum(-1).float().mean().item(),
+        "l0": mean_l0(output.feature_acts),
         "fvu": (error / (x - x.mean(0)).pow(2).sum()).item(),
         "alive": 1 - trainer.dead_neurons.float().mean().item(),
         **{name: value.item() for name, value in output.losses.items()},

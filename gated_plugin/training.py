@@ -13,10 +13,12 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
-from gated_plugin.architecture import GatedEncoder
+from gated_plugin.architecture import GatedBase, has_listener
 from gated_plugin.config import GatedTrainingSAEConfig
+from gated_plugin.engine.dispatch import Choice
+from gated_plugin.engine.step import gated_step
 from gated_plugin.errors import GatedError
-from gated_plugin.loss import gated_loss
+from gated_plugin.loss import GatedLoss, gated_loss
 from gated_plugin.trainer_hooks.decoder_norm import hold_unit_norm
 from gated_plugin.trainer_hooks.l0_target import L0Target
 
@@ -30,6 +32,8 @@ NOTICE = (
     "import gated_plugin."
 )
 
+PLAIN = Choice("reference", False, None)
+
 logger = logging.getLogger("gated_plugin")
 _noticed: list[str] = []
 
@@ -38,7 +42,7 @@ class NonFiniteLossError(GatedError):
     """A batch that would poison the weights for good; they are as they were before it."""
 
 
-class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
+class GatedTrainingSAE(GatedBase, saelens.GatedTrainingSAE):
     """Trains with the loss of arXiv 2404.16014, in any of SAELens' trainers or in a bare loop.
 
     The first `training_forward_pass` folds a free decoder norm into the encoder, exactly; from
@@ -47,6 +51,8 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
 
     cfg: GatedTrainingSAEConfig
     l0_target: L0Target | None
+    engine_choice: Choice
+    """What served the last training step."""
 
     def __init__(self, cfg: saelens.GatedTrainingSAEConfig, use_error_term: bool = False) -> None:
         if not isinstance(cfg, GatedTrainingSAEConfig):
@@ -62,7 +68,7 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features and magnitude pre-activations [..., d_sae] of activations [..., d_in]."""
-        code = self.gated_code(x)
+        code = self.gated_code(self.process_sae_in(x))
         return code.features, code.magnitude_pre
 
     @override
@@ -74,19 +80,48 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
         """
         self._before_step()
         x = step_input.sae_in
-        code = self.gated_code(x)
+        output = self._engine_step(x, step_input) if self._engine_trains(x) else None
+        output = output or self._plain_step(x, step_input)
+        self._refuse_non_finite(output.loss, step_input)
+        self._steer(output.feature_acts)
+        return output
+
+    @torch.compiler.disable
+    def _engine_step(self, x: Tensor, step_input: TrainStepInput) -> TrainStepOutput:
+        """On the support alone where that is the cheaper way (see `engine.step`).
+
+        `hidden_pre` then says what the magnitude path gives where a feature fires, and 0 elsewhere;
+        who needs it everywhere hooks `hook_sae_acts_pre`, and gets the plain step.
+        """
+        step = gated_step(
+            x,
+            self.feature_major_weights(),
+            self.W_dec,
+            self.b_dec,
+            self._l1(step_input),
+            centred=self.cfg.apply_b_dec_to_input,
+        )
+        self.engine_choice = step.choice
+        return _train_step_output(x, step.x_hat_BN, step.features, step.features, step.losses)
+
+    def _plain_step(self, x: Tensor, step_input: TrainStepInput) -> TrainStepOutput:
+        """By autograd through the dense operations, with SAELens' hooks."""
+        self.engine_choice = PLAIN
+        centred = self.process_sae_in(x)
+        code = self.gated_code(centred)
         x_hat = self.decode(code.features)
-        losses = self._losses(x, x_hat, code.centred, code.shared_pre, self._l1(step_input))
-        total = torch.stack(list(losses.values())).sum()
-        self._refuse_non_finite(total, step_input)
-        self._steer(code.features)
-        return TrainStepOutput(
-            sae_in=x,
-            sae_out=x_hat,
-            feature_acts=code.features,
-            hidden_pre=code.magnitude_pre,
-            loss=total,
-            losses=losses,
+        losses = self._losses(x, x_hat, centred, code.shared_pre, self._l1(step_input))
+        return _train_step_output(x, x_hat, code.features, code.magnitude_pre, losses)
+
+    def _engine_trains(self, x: Tensor) -> bool:
+        return (
+            x.dim() == 2
+            and x.shape[1] == self.cfg.d_in
+            and not x.requires_grad
+            and not self.hook_z_reshaping_mode
+            and self.cfg.normalize_activations not in NORMALISED_AT_RUN_TIME
+            and not any(map(has_listener, self.modules()))
+            and self.engine_serves(x)
         )
 
     @override
@@ -96,22 +131,16 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
         """SAELens' seam for the terms besides the reconstruction; costs a second encoder product."""
         x, l1 = step_input.sae_in, step_input.coefficients["l1"]
         centred = self.process_sae_in(x)
-        losses = self._losses(x, sae_out, centred, centred @ self.W_enc, l1)
+        losses = _named(self._losses(x, sae_out, centred, centred @ self.W_enc, l1))
         del losses["mse_loss"]
         return losses
 
     def _losses(
         self, x: Tensor, x_hat: Tensor, centred: Tensor, shared_pre: Tensor, l1: float
-    ) -> dict[str, Tensor]:
-        """Under the names that SAELens' logs and dashboards use."""
+    ) -> GatedLoss:
         seen = self._as_the_encoder_sees(x, centred)
         pi_gate = shared_pre + self.b_gate
-        terms = gated_loss(x, x_hat, seen, pi_gate, self.W_dec, self.b_dec, l1)
-        return {
-            "mse_loss": terms.reconstruction,
-            "l1_loss": terms.sparsity,
-            "auxiliary_reconstruction_loss": terms.auxiliary,
-        }
+        return gated_loss(x, x_hat, seen, pi_gate, self.W_dec, self.b_dec, l1)
 
     def _as_the_encoder_sees(self, x: Tensor, centred: Tensor) -> Tensor:
         """x in the units that W_dec writes in: SAELens undoes its own normalisation but once."""
@@ -135,7 +164,7 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
     @torch.compiler.disable
     def _steer(self, features: Tensor) -> None:
         if self.l0_target is not None and torch.is_grad_enabled():
-            self.l0_target.observe((features.detach() > 0).sum(-1).float().mean().item())
+            self.l0_target.observe(mean_l0(features))
 
     @torch.compiler.disable
     def _refuse_non_finite(self, loss: Tensor, step_input: TrainStepInput) -> None:
@@ -182,6 +211,33 @@ class GatedTrainingSAE(GatedEncoder, saelens.GatedTrainingSAE):
         state = Path(checkpoint_path) / STATE_FILENAME
         if self.l0_target is not None and state.exists():
             self.l0_target = L0Target(**json.loads(state.read_text()))
+
+
+def mean_l0(features: Tensor) -> float:
+    """Features that fire per row of [B, M], dense or sparse COO."""
+    return features.detach().bool().float().sum().item() / len(features)
+
+
+def _named(losses: GatedLoss) -> dict[str, Tensor]:
+    """Under the names that SAELens' logs and dashboards use."""
+    return {
+        "mse_loss": losses.reconstruction,
+        "l1_loss": losses.sparsity,
+        "auxiliary_reconstruction_loss": losses.auxiliary,
+    }
+
+
+def _train_step_output(
+    x: Tensor, x_hat: Tensor, features: Tensor, hidden_pre: Tensor, losses: GatedLoss
+) -> TrainStepOutput:
+    return TrainStepOutput(
+        sae_in=x,
+        sae_out=x_hat,
+        feature_acts=features,
+        hidden_pre=hidden_pre,
+        loss=torch.stack(list(losses)).sum(),
+        losses=dict(_named(losses)),
+    )
 
 
 def _has_unit_rows(W_dec: Tensor) -> bool:

@@ -79,7 +79,7 @@ def test_a_gate_within_rounding_of_zero_may_flip(sae, x):
     row, feature = opened[len(opened) // 2].tolist()
     pre = (sae.process_sae_in(x[row]) @ sae.W_enc)[feature]
     with torch.no_grad():
-        sae.b_gate[feature] = 1e-7 - pre
+        sae.b_gate[feature] = 1e-6 - pre
         assert sae.encode(x)[row, feature] > 0.01
         features = sae.encode(x)
     features[row, feature] = 0

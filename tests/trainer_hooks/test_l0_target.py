@@ -11,7 +11,7 @@ from sae_lens.saes.sae import TrainStepInput
 from gated_plugin import GatedTrainingSAE, GatedTrainingSAEConfig
 from gated_plugin.errors import GatedError
 from gated_plugin.trainer_hooks.l0_target import L0Target
-from gated_plugin.training import STATE_FILENAME, NonFiniteLossError
+from gated_plugin.training import STATE_FILENAME, NonFiniteLossError, mean_l0
 
 
 def test_lambda_rises_while_too_many_features_fire_and_falls_while_too_few():
@@ -57,7 +57,7 @@ def test_training_reaches_the_target_from_above_and_from_below(l1_coefficient):
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        fired.append((output.feature_acts > 0).sum(1).float().mean().item())
+        fired.append(mean_l0(output.feature_acts))
     assert sum(fired[-200:]) / 200 == pytest.approx(target, rel=0.15)
 
 

@@ -1,0 +1,1 @@
+"""The sparse engine: gated encode, decode and training step, exact and on the support alone."""

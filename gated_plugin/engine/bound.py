@@ -1,0 +1,110 @@
+"""How far a low-precision product can be from the gate's true pre-activation: certified.
+
+Let x, w be float32 vectors of length n, x̃, w̃ what the product is computed from, u = 2⁻²⁴ and
+γ = n·u / (1 − n·u). The true product differs from the one that is found by at most
+
+    |x·w − x̃·w̃|        ≤ ‖x − x̃‖ ‖w‖ + ‖x̃‖ ‖w − w̃‖     Cauchy–Schwarz on (x − x̃)·w + x̃·(w − w̃)
+    |x̃·w̃ − fl(x̃·w̃)|    ≤ γ ‖x̃‖ ‖w̃‖                      float32 accumulation, in any order
+    |fl − bf16(fl)|      ≤ 2⁻⁸ |fl| ≤ 2⁻⁸ (1 + 2⁻⁷) |tile| rounding of the result to bfloat16
+    underflow            ≤ n·2⁻¹²⁶ (1 + ‖x‖ + ‖w‖) + 2⁻¹²⁶ inputs, products and results flushed to 0
+
+The residuals ‖x − x̃‖ and ‖w − w̃‖ are measured, not bounded: about 0.58 of the worst case. What
+decides afterwards is itself a float32 product with an error of γ ‖x‖ ‖w‖, so γ is taken twice.
+Norms are computed in float32, with an error of γ relative to themselves, which `SLACK` covers, and
+of √n·2⁻⁷⁴ where squares underflow, which is added to them.
+
+For a float32 tile x̃ = x and w̃ = w: only the two γ terms and the underflow stay, so the support
+does not depend on the precision that was searched in. (Issue 4; Higham, Accuracy and Stability
+of Numerical Algorithms, section 3.1.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOAT32_UNIT = 2.0**-24
+FLUSHED = 2.0**-126
+SLACK = 1.01
+"""Covers the rounding of the bound itself, for vectors of up to 2¹⁶ elements."""
+
+COMPARISON = 2.0**-20
+"""Covers the rounding of `tile + bound` itself."""
+
+LARGEST_NORM = 1e18
+"""Products of norms beyond it could overflow float32; such a batch takes the dense path."""
+
+
+class Bound(NamedTuple):
+    """|π − tile| ≤ slope·|tile| + by_norm_B·norm_M + by_residual_B·residual_M + floor_B."""
+
+    slope: float
+    by_norm_B: Tensor
+    by_residual_B: Tensor
+    floor_B: Tensor
+    norm_M: Tensor
+    residual_M: Tensor
+
+    def candidates(self, tile_BM: Tensor, b_gate_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and features whose gate is open, or undecided."""
+        margin = self.slope * tile_BM.abs() + self.floor_B[:, None]
+        margin += self.by_norm_B[:, None] * self.norm_M
+        margin += self.by_residual_B[:, None] * self.residual_M
+        surely_closed_below = -b_gate_M - COMPARISON * b_gate_M.abs()
+        rows, features = (tile_BM + margin > surely_closed_below).nonzero(as_tuple=True)
+        return rows, features
+
+
+def bfloat16_bound(
+    n: int, norm_B: Tensor, residual_B: Tensor, norm_M: Tensor, residual_M: Tensor
+) -> Bound:
+    """For a product of operands rounded to bfloat16 whose result is bfloat16 too.
+
+    Args:
+        n: the length of the vectors.
+        norm_B, norm_M: ‖x‖ and ‖w‖ of the float32 operands.
+        residual_B, residual_M: ‖x − x̃‖ and ‖w − w̃‖.
+    """
+    lost = _underflown(n)
+    # ‖x̃‖ ≤ ‖x‖ + ‖x − x̃‖, likewise w̃; 1.02 covers ‖w̃‖ / ‖w‖.
+    rounded_B = norm_B + residual_B + 2 * lost
+    return Bound(
+        slope=2.0**-8 * SLACK,
+        by_norm_B=SLACK * (residual_B + lost + 2 * 1.02 * _gamma(n) * rounded_B),
+        by_residual_B=SLACK * rounded_B,
+        floor_B=_floor(n, norm_B, norm_M),
+        norm_M=norm_M + lost,
+        residual_M=residual_M + lost,
+    )
+
+
+def float32_bound(n: int, norm_B: Tensor, norm_M: Tensor) -> Bound:
+    """For a float32 product."""
+    lost = _underflown(n)
+    return Bound(
+        slope=COMPARISON,
+        by_norm_B=SLACK * 2 * _gamma(n) * (norm_B + lost),
+        by_residual_B=torch.zeros_like(norm_B),
+        floor_B=_floor(n, norm_B, norm_M),
+        norm_M=norm_M + lost,
+        residual_M=torch.zeros_like(norm_M),
+    )
+
+
+def can_be_bounded(norm_B: Tensor, norm_M: Tensor) -> bool:
+    """Whether no operand is NaN, infinite, or so large that products could overflow."""
+    return bool(norm_B.max() < LARGEST_NORM) and bool(norm_M.max() < LARGEST_NORM)
+
+
+def _gamma(n: int) -> float:
+    return n * FLOAT32_UNIT / (1 - n * FLOAT32_UNIT)
+
+
+def _underflown(n: int) -> float:
+    return n**0.5 * 2.0**-74
+
+
+def _floor(n: int, norm_B: Tensor, norm_M: Tensor) -> Tensor:
+    return 2 * n * FLUSHED * (2 + norm_B + norm_M.max())

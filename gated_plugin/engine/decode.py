@@ -1,0 +1,62 @@
+"""The decode: x̂ = Σ f W_dec[feature] + b_dec over the features that fire.
+
+Shapes: B rows, N d_in, M d_sae, K entries of the support.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gated_plugin.engine.codes import SparseCodes
+from gated_plugin.engine.dispatch import DENSE, choose_for_codes, implementation
+
+
+def decode(
+    codes: SparseCodes, W_dec_MN: Tensor, b_dec_N: Tensor, *, impl: str | None = None
+) -> Tensor:
+    """Reconstructions [..., N] of sparse codes [..., M], differentiable once.
+
+    Args:
+        impl: "numba", "torch", "dense" or "reference"; None chooses.
+    """
+    impl = choose_for_codes(codes.values, W_dec_MN, codes.density, impl)
+    leading = codes.shape[:-1]
+    if impl in DENSE:
+        return codes.to_dense() @ W_dec_MN + b_dec_N
+    out: Tensor = _Decode.apply(implementation(impl), codes, codes.values, W_dec_MN, b_dec_N)
+    return out.view(*leading, -1)
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operations: ModuleType,
+        codes: SparseCodes,
+        values_K: Tensor,
+        W_MN: Tensor,
+        b_N: Tensor,
+    ) -> Tensor:
+        ctx.operations, ctx.codes = operations, codes.with_values(values_K.detach())
+        ctx.save_for_backward(W_MN)
+        out: Tensor = operations.decode(ctx.codes, W_MN, b_N)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out_BN: Tensor) -> tuple[Tensor | None, ...]:
+        (W_MN,) = ctx.saved_tensors
+        operations, codes = ctx.operations, ctx.codes
+        d_out_BN = d_out_BN.contiguous()
+        d_values = d_W = None
+        if ctx.needs_input_grad[2]:
+            d_values = operations.sample(codes, d_out_BN, W_MN)
+        if ctx.needs_input_grad[3]:
+            by = operations.sort_by_feature(codes)
+            d_W = operations.sum_by_feature(by, codes.values, d_out_BN, torch.empty_like(W_MN))
+        return None, None, d_values, d_W, d_out_BN.sum(0)

@@ -1,0 +1,53 @@
+"""Sparse codes to dense features and back, where the dense tensor is what an API asks for.
+
+Shapes: B rows, M d_sae, K entries of the support.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gated_plugin.engine.codes import SparseCodes
+from gated_plugin.engine.dispatch import choose_for_codes, implementation, operations_for
+
+LOOKED_AT_ROWS = 32
+
+
+def densify(codes: SparseCodes) -> Tensor:
+    """Dense features [..., M], differentiable once in the values."""
+    operations = operations_for(codes.values, codes.values)
+    dense: Tensor = _Densify.apply(operations, codes, codes.values)
+    return dense.view(codes.shape)
+
+
+def sparsify(features: Tensor, W_MN: Tensor) -> SparseCodes | None:
+    """The entries of dense features [..., M], or None where a dense product is the better way.
+
+    Some rows are looked at first, so that dense features cost no pass over memory.
+    """
+    flat = features.reshape(-1, features.shape[-1])
+    some = flat[:: -(-len(flat) // LOOKED_AT_ROWS)]
+    density = some.count_nonzero().item() / max(1, some.numel())
+    impl = choose_for_codes(flat, W_MN, density, None)
+    if impl != "numba":
+        return None
+    codes: SparseCodes = implementation(impl).gather(flat)
+    return codes.with_shape(features.shape)
+
+
+class _Densify(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, operations: ModuleType, codes: SparseCodes, values_K: Tensor) -> Tensor:
+        ctx.codes = codes.with_values(values_K.detach())
+        dense: Tensor = operations.scatter(ctx.codes)
+        return dense
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_dense_BM: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, d_dense_BM[ctx.codes.rows, ctx.codes.features]

@@ -1,0 +1,131 @@
+"""Which implementation serves a call: decided when it is made, by what the input is.
+
+The decision depends on the batch, the weights and the options alone, so a resumed or repeated run
+takes the same paths.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gated_plugin.engine import plain
+from gated_plugin.engine.options import check_impl, options
+from gated_plugin.engine.products import screening_pays
+from gated_plugin.engine.support import EncoderWeights
+from gated_plugin.errors import GatedError
+
+DENSE = ("dense", "reference")
+
+FEWEST_ROWS = 32
+"""With fewer rows the dense product is bound by reading the weights, which nothing avoids."""
+
+DENSEST_ENCODE = 0.06
+DENSEST_STEP = 0.1
+
+SAMPLED_ROWS, SAMPLED_FEATURES = 64, 1024
+
+
+class Choice(NamedTuple):
+    """What served a call, for the record."""
+
+    impl: str
+    screened: bool
+    density: float | None
+    """Share of open gates in a sample of the batch, where it was looked at."""
+
+
+def choose_for_codes(values_K: Tensor, W_MN: Tensor, density: float, impl: str | None) -> str:
+    """What shall serve an operation on codes that are already there."""
+    impl = impl or options().impl
+    check_impl(impl)
+    if impl != "auto":
+        return impl
+    if not density <= DENSEST_ENCODE:
+        return "dense"
+    return "numba" if _compiled_kernels_serve(values_K, W_MN) else "torch"
+
+
+@torch.no_grad()
+def choose(x_BN: Tensor, weights: EncoderWeights, impl: str | None, densest: float) -> Choice:
+    """What shall serve an encoder operation on rows x.
+
+    Args:
+        impl: what the caller asks for; None leaves it to the options.
+        densest: the density above which the dense path is the cheaper one.
+    """
+    impl = impl or options().impl
+    check_impl(impl)
+    if impl in DENSE:
+        return Choice(impl, False, None)
+    density = None
+    if impl == "auto":
+        if not _compiled_kernels_serve(x_BN, weights.W_enc_NM) or len(x_BN) < FEWEST_ROWS:
+            return Choice("dense", False, None)
+        density = sampled_density(x_BN, weights)
+        if not density <= densest:
+            return Choice("dense", False, density)
+        impl = "numba"
+    return Choice(impl, _screened(x_BN), density)
+
+
+def sampled_density(x_BN: Tensor, weights: EncoderWeights) -> float:
+    """Share of open gates among evenly spaced rows and features; NaN if one of them is NaN."""
+    x = x_BN[:: -(-len(x_BN) // SAMPLED_ROWS)]
+    stride = -(-weights.W_enc_NM.shape[1] // SAMPLED_FEATURES)
+    gate = torch.addmm(weights.b_gate_M[::stride], x, weights.W_enc_NM[:, ::stride])
+    return ((gate > 0).float().mean() + 0 * gate.sum()).item()
+
+
+def implementation(impl: str) -> ModuleType:
+    """The module that holds the sparse operations of `impl`.
+
+    Raises:
+        GatedError: numba is asked for and not installed.
+    """
+    if impl == "torch":
+        return plain
+    if not _has_numba():
+        raise GatedError(
+            "impl='numba' needs the package numba, which is not installed here; "
+            "run: pip install numba, or take impl='torch'."
+        )
+    from gated_plugin.engine import cpu
+
+    return cpu
+
+
+def operations_for(x_BN: Tensor, W_NM: Tensor) -> ModuleType:
+    """The operations that are at hand for these tensors, whatever the options say."""
+    return implementation("numba" if _compiled_kernels_serve(x_BN, W_NM) else "torch")
+
+
+def _screened(x_BN: Tensor) -> bool:
+    if options().screening == "auto":
+        if x_BN.device.type != "cpu":
+            return False
+        return screening_pays(len(x_BN), options().deterministic)
+    return options().screening == "always"
+
+
+def _compiled_kernels_serve(x_BN: Tensor, W_NM: Tensor) -> bool:
+    return (
+        _has_numba()
+        and all(type(tensor) in (Tensor, Parameter) for tensor in (x_BN, W_NM))
+        and x_BN.device.type == W_NM.device.type == "cpu"
+        and x_BN.dtype == W_NM.dtype == torch.float32
+    )
+
+
+@cache
+def _has_numba() -> bool:
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True

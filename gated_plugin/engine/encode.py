@@ -1,0 +1,104 @@
+"""The gated encode: which features fire on each row, and how strongly.
+
+    π = x W_enc      f = 1[π + b_gate > 0] ⊙ ReLU(exp(r_mag) ⊙ π + b_mag)
+
+arXiv 2404.16014, equations 5 to 7. Only the open gates are ever held; see `bound.py` for how they
+are found. Shapes: B rows, N d_in, M d_sae, K entries of the support.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gated_plugin.engine import reference
+from gated_plugin.engine.codes import SparseCodes
+from gated_plugin.engine.densify import densify
+from gated_plugin.engine.dispatch import DENSE, DENSEST_ENCODE, Choice, choose, implementation
+from gated_plugin.engine.support import EncoderWeights, Support
+
+
+def encode(
+    x_BN: Tensor, weights: EncoderWeights, *, impl: str | None = None
+) -> tuple[SparseCodes, Choice]:
+    """The sparse code of every row, differentiable once in x and the weights, and what served it.
+
+    Args:
+        x_BN: what the encoder sees: activations less `b_dec`.
+        impl: "numba", "torch", "dense" or "reference"; None chooses.
+    """
+    choice = choose(x_BN, weights, impl, DENSEST_ENCODE)
+    codes = _on_support(x_BN, weights, choice)
+    if codes is None:
+        choice = choice._replace(impl="dense", screened=False)
+        codes = SparseCodes.from_dense(reference.encode(x_BN, weights))
+    return codes, choice
+
+
+def encode_dense(
+    x_BN: Tensor, weights: EncoderWeights, *, impl: str | None = None
+) -> tuple[Tensor, Choice]:
+    """`encode`, with its result as a dense tensor [B, M]."""
+    choice = choose(x_BN, weights, impl, DENSEST_ENCODE)
+    codes = _on_support(x_BN, weights, choice)
+    if codes is None:
+        return reference.encode(x_BN, weights), choice._replace(impl="dense", screened=False)
+    return densify(codes), choice
+
+
+def _on_support(x_BN: Tensor, weights: EncoderWeights, choice: Choice) -> SparseCodes | None:
+    """None where the choice, or an operand that cannot be bounded, leaves the dense product."""
+    if choice.impl in DENSE:
+        return None
+    operations = implementation(choice.impl)
+    with torch.no_grad():
+        support = operations.find_support(x_BN, weights, choice.screened)
+    if support is None:
+        return None
+    values = _Magnitude.apply(operations, support, x_BN, *weights)
+    return support.codes.with_values(values)
+
+
+class _Magnitude(torch.autograd.Function):
+    """f on a support that is already found; the gate itself passes no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operations: ModuleType,
+        support: Support,
+        x_BN: Tensor,
+        W_enc_NM: Tensor,
+        b_gate_M: Tensor,
+        b_mag_M: Tensor,
+        r_mag_M: Tensor,
+    ) -> Tensor:
+        ctx.operations, ctx.support = operations, support
+        ctx.save_for_backward(x_BN, W_enc_NM, r_mag_M)
+        return support.codes.values.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_values: Tensor) -> tuple[Tensor | None, ...]:
+        x_BN, W_enc_NM, r_mag_M = ctx.saved_tensors
+        operations, codes = ctx.operations, ctx.support.codes
+        W_MN = W_enc_NM.T
+        needs = ctx.needs_input_grad
+        scaled = r_mag_M.exp()[codes.features]
+        d_magnitude = d_values * (codes.values > 0)
+        d_pre = d_magnitude * scaled
+        by = operations.sort_by_feature(codes)
+        zero = x_BN.new_zeros(x_BN.shape[1])
+        d_x = operations.decode(codes.with_values(d_pre), W_MN, zero) if needs[2] else None
+        d_W = (
+            operations.sum_by_feature(by, d_pre, x_BN, torch.empty_like(W_MN)).T
+            if needs[3]
+            else None
+        )
+        d_b_mag = operations.total_by_feature(by, d_magnitude)
+        d_r_mag = operations.total_by_feature(by, d_pre * ctx.support.pre_K)
+        return None, None, d_x, d_W, None, d_b_mag, d_r_mag

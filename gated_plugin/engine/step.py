@@ -1,0 +1,160 @@
+"""The training step on the support alone: forward and backward of the Gated SAE's loss.
+
+    L = ‖x − x̂‖² + λ Σ ReLU(π_gate) + ‖x − x̂_frozen(ReLU(π_gate))‖²        mean over rows
+
+ReLU(π_gate) and f share one support S. With e = x̂ − x and e' = x̂_frozen − x, on S:
+
+    ∂f = 2/B e·w_dec        ∂π_gate = 2/B e'·w_dec + λ/B
+    ∂r_mag = Σ ∂f exp(r_mag) π       ∂b_mag = Σ ∂f       ∂b_gate = Σ ∂π_gate       (where f > 0: ∂f)
+    ∂π = exp(r_mag) ∂f + ∂π_gate     ∂w_enc = Σ ∂π x     ∂w_dec = Σ 2/B f e
+    ∂b_dec = Σ 2/B e − W_enc Σ ∂π    the second where the encoder sees x − b_dec
+
+arXiv 2404.16014, section 3.2.2. Shapes: B rows, N d_in, M d_sae, K entries of the support.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gated_plugin.engine import reference
+from gated_plugin.engine.dense import DenseStep, or_zero
+from gated_plugin.engine.dispatch import DENSE, DENSEST_STEP, Choice, choose, implementation
+from gated_plugin.engine.gradients import gradient_memory
+from gated_plugin.engine.support import EncoderWeights, Support
+from gated_plugin.loss import GatedLoss
+
+
+class GatedStep(NamedTuple):
+    """A forward pass, ready for `backward`."""
+
+    losses: GatedLoss
+    x_hat_BN: Tensor
+    features: Tensor
+    """[B, M]: dense, or sparse COO where a sparse path served; differentiable."""
+
+    choice: Choice
+
+
+def gated_step(
+    x_BN: Tensor,
+    weights: EncoderWeights,
+    W_dec_MN: Tensor,
+    b_dec_N: Tensor,
+    l1: float,
+    *,
+    centred: bool = True,
+    impl: str | None = None,
+) -> GatedStep:
+    """One forward pass of a batch, differentiable once in every weight (not in x).
+
+    Args:
+        l1: λ, for a squared error that is summed over N.
+        centred: whether the encoder sees x − b_dec, or x itself.
+        impl: "numba", "torch", "dense" or "reference"; None chooses.
+    """
+    seen_BN = x_BN - b_dec_N.detach() if centred else x_BN
+    choice = choose(seen_BN, weights, impl, DENSEST_STEP)
+    support = None
+    if choice.impl not in DENSE:
+        operations = implementation(choice.impl)
+        with torch.no_grad():
+            support = operations.find_support(seen_BN, weights, choice.screened)
+    if support is not None:
+        inputs = (*weights, W_dec_MN, b_dec_N)
+        *terms, x_hat, values = _SparseStep.apply(
+            operations, support, x_BN, seen_BN, l1, centred, *inputs
+        )
+        features = support.codes.with_values(values).to_coo()
+        return GatedStep(GatedLoss(*terms), x_hat, features, choice)
+    if choice.impl == "reference":
+        seen_BN = x_BN - b_dec_N if centred else x_BN
+        losses, x_hat, features = reference.step(seen_BN, x_BN, weights, W_dec_MN, b_dec_N, l1)
+        return GatedStep(losses, x_hat, features, choice)
+    *terms, x_hat, features = DenseStep.apply(
+        x_BN, seen_BN, l1, centred, *weights, W_dec_MN, b_dec_N
+    )
+    return GatedStep(GatedLoss(*terms), x_hat, features, Choice("dense", False, choice.density))
+
+
+class _SparseStep(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operations: ModuleType,
+        support: Support,
+        x_BN: Tensor,
+        seen_BN: Tensor,
+        l1: float,
+        centred: bool,
+        W_enc_NM: Tensor,
+        b_gate_M: Tensor,
+        b_mag_M: Tensor,
+        r_mag_M: Tensor,
+        W_dec_MN: Tensor,
+        b_dec_N: Tensor,
+    ) -> tuple[Tensor, ...]:
+        terms = operations.step(support, W_dec_MN, b_dec_N, x_BN)
+        B = len(x_BN)
+        ctx.operations, ctx.support, ctx.terms = operations, support, terms._replace(x_hat_BN=None)
+        ctx.l1, ctx.centred, ctx.seen_BN = l1, centred, seen_BN
+        ctx.save_for_backward(W_enc_NM, r_mag_M, W_dec_MN)
+        ctx.set_materialize_grads(False)
+        return (
+            terms.error_BN.square().sum() / B,
+            l1 / B * support.gate_K.sum(),
+            terms.frozen_error_BN.square().sum() / B,
+            terms.x_hat_BN,
+            support.codes.values.clone(),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        d_reconstruction: Tensor | None,
+        d_sparsity: Tensor | None,
+        d_auxiliary: Tensor | None,
+        d_x_hat_BN: Tensor | None,
+        d_values_K: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        W_enc_NM, r_mag_M, W_dec_MN = ctx.saved_tensors
+        operations, (codes, pre_K, _), terms = ctx.operations, ctx.support, ctx.terms
+        B, W_enc_MN = len(ctx.seen_BN), W_enc_NM.T
+
+        d_x_hat = 2 / B * or_zero(d_reconstruction) * terms.error_BN
+        d_f_K = 2 / B * or_zero(d_reconstruction) * terms.along_error_K
+        if d_x_hat_BN is not None:
+            d_x_hat = d_x_hat + d_x_hat_BN
+            d_f_K = d_f_K + operations.sample(codes, d_x_hat_BN.contiguous(), W_dec_MN)
+        if d_values_K is not None:
+            d_f_K = d_f_K + d_values_K
+        d_magnitude_K = d_f_K * (codes.values > 0)
+        d_gate_K = 2 / B * or_zero(d_auxiliary) * terms.along_frozen_error_K
+        d_gate_K += ctx.l1 / B * or_zero(d_sparsity)
+        d_scaled_K = d_magnitude_K * r_mag_M.exp()[codes.features]
+        d_pre_K = d_scaled_K + d_gate_K
+
+        by = operations.sort_by_feature(codes)
+        d_W_enc_MN = operations.sum_by_feature(
+            by, d_pre_K, ctx.seen_BN, gradient_memory(W_enc_NM, W_enc_MN)
+        )
+        d_W_dec_MN = operations.sum_by_feature(
+            by, codes.values, d_x_hat, gradient_memory(W_dec_MN, W_dec_MN)
+        )
+        d_b_dec_N = d_x_hat.sum(0)
+        if ctx.centred:
+            d_b_dec_N -= W_enc_NM @ operations.total_by_feature(by, d_pre_K)
+        return (
+            *(None,) * 6,
+            d_W_enc_MN.T,
+            operations.total_by_feature(by, d_gate_K),
+            operations.total_by_feature(by, d_magnitude_K),
+            operations.total_by_feature(by, d_scaled_K * pre_K),
+            d_W_dec_MN,
+            d_b_dec_N,
+        )
