@@ -31,7 +31,7 @@ def sparsify(features: Tensor, W_MN: Tensor) -> SparseCodes | None:
     Some rows are looked at first, so that dense features cost no pass over memory.
     """
     flat = features.reshape(-1, features.shape[-1])
-    some = flat[:: -(-len(flat) // LOOKED_AT_ROWS)]
+    some = flat[:: max(1, -(-len(flat) // LOOKED_AT_ROWS))]
     density = some.count_nonzero().item() / max(1, some.numel())
     impl = choose_for_codes(flat, W_MN, density, None)
     if impl != "numba":
