@@ -1,1 +1,1 @@
-"""Measurements of speed; each module prints one JSON object: `python -m benchmarks.NAME`."""
+"""Measurements of speed: `python -m benchmarks.NAME`."""

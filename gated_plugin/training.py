@@ -19,6 +19,7 @@ from gated_plugin.engine.dispatch import Choice
 from gated_plugin.engine.step import gated_step
 from gated_plugin.errors import GatedError
 from gated_plugin.loss import GatedLoss, gated_loss
+from gated_plugin.trainer_hooks.adam import hasten_adam
 from gated_plugin.trainer_hooks.decoder_norm import hold_unit_norm
 from gated_plugin.trainer_hooks.l0_target import L0Target
 
@@ -153,6 +154,7 @@ class GatedTrainingSAE(GatedBase, saelens.GatedTrainingSAE):
         if not _noticed:
             _noticed.append(NOTICE)
             logger.warning(NOTICE)
+        hasten_adam(self.W_enc, self.W_dec)
         if hold_unit_norm(self.W_dec) and not _has_unit_rows(self.W_dec):
             self.fold_W_dec_norm()
 
@@ -214,7 +216,7 @@ class GatedTrainingSAE(GatedBase, saelens.GatedTrainingSAE):
 
 
 def mean_l0(features: Tensor) -> float:
-    """Features that fire per row of [B, M], dense or sparse COO."""
+    """Features that fire per row of [B, M], dense or not."""
     return features.detach().bool().float().sum().item() / len(features)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gated_plugin.engine import kernels
 from gated_plugin.engine.bound import can_be_bounded
 from gated_plugin.engine.codes import SparseCodes
+from gated_plugin.engine.kernels import activations, gathers, search
 from gated_plugin.engine.products import bound_of_product
 from gated_plugin.engine.support import ByFeature, DenseTotals, EncoderWeights, StepTerms, Support
 from gated_plugin.engine.threads import even_ranges, in_threads
@@ -38,7 +38,7 @@ class _Rounded:
             _numpy(self.norm),
             _numpy(self.residual),
         )
-        in_threads(lambda lo, hi: kernels.round_rows(*arrays, lo, hi), even_ranges(len(operand_RN)))
+        in_threads(lambda lo, hi: search.round_rows(*arrays, lo, hi), even_ranges(len(operand_RN)))
 
 
 class _RowBlock:
@@ -77,7 +77,7 @@ class _RowBlock:
                     np.empty(room, np.int32),
                     np.empty(room, np.float32),
                 )
-                n = kernels.open_gates(*inputs, b_gate, np.float32(bound.slope), lo, hi, *found)
+                n = search.open_gates(*inputs, b_gate, np.float32(bound.slope), lo, hi, *found)
                 if n <= room:
                     rows, features, pre = (array[:n].copy() for array in found)
                     return rows, features + np.int32(first), pre
@@ -126,7 +126,7 @@ def _in_row_order(blocks: list[_RowBlock], weights: EncoderWeights, B: int) -> S
 
     def work(lo: int, hi: int) -> None:
         for part in parts[lo:hi]:
-            kernels.place_by_row(*part, following, *outputs)
+            search.place_by_row(*part, following, *outputs)
 
     in_threads(work, even_ranges(len(parts)))
     codes = SparseCodes(
@@ -143,7 +143,7 @@ def scatter(codes: SparseCodes) -> Tensor:
     # NumPy asks for huge pages: 23 ms where torch.zeros takes 45 at 2048 × 24576.
     dense = np.zeros((len(codes.offsets) - 1, codes.shape[-1]), np.float32)
     arrays = (*_arrays(codes), _numpy(codes.values), dense)
-    in_threads(lambda lo, hi: kernels.scatter_rows(*arrays, lo, hi), even_ranges(len(dense)))
+    in_threads(lambda lo, hi: search.scatter_rows(*arrays, lo, hi), even_ranges(len(dense)))
     return torch.from_numpy(dense)
 
 
@@ -156,7 +156,7 @@ def gather(dense_BM: Tensor) -> SparseCodes:
         room = max(1024, (hi - lo) * dense.shape[1] // 64)
         while True:
             features, values = np.empty(room, np.int64), np.empty(room, np.float32)
-            n = kernels.entries_of_rows(dense, lo, hi, counts[1:], features, values)
+            n = search.entries_of_rows(dense, lo, hi, counts[1:], features, values)
             if n <= room:
                 return features[:n], values[:n]
             room = n
@@ -171,7 +171,7 @@ def decode(codes: SparseCodes, W_MN: Tensor, b_N: Tensor) -> Tensor:
     """b + Σ value · W[feature]: [B, N]."""
     out = b_N.expand(len(codes.offsets) - 1, -1).contiguous()
     arrays = (*_arrays(codes), _numpy(codes.values), _numpy(W_MN), _numpy(out))
-    in_threads(lambda lo, hi: kernels.decode_rows(*arrays, lo, hi), even_ranges(len(out)))
+    in_threads(lambda lo, hi: gathers.decode_rows(*arrays, lo, hi), even_ranges(len(out)))
     return out
 
 
@@ -179,7 +179,7 @@ def sample(codes: SparseCodes, left_BN: Tensor, W_MN: Tensor) -> Tensor:
     """left[row] · W[feature] on the support: [K]."""
     out = torch.empty(len(codes.features))
     arrays = (*_arrays(codes), _numpy(left_BN), _numpy(W_MN), _numpy(out))
-    in_threads(lambda lo, hi: kernels.sample_rows(*arrays, lo, hi), even_ranges(len(left_BN)))
+    in_threads(lambda lo, hi: gathers.sample_rows(*arrays, lo, hi), even_ranges(len(left_BN)))
     return out
 
 
@@ -189,7 +189,7 @@ def step(support: Support, W_dec_MN: Tensor, b_dec_N: Tensor, x_BN: Tensor) -> S
     outputs = (*x_BN.new_empty(3, *x_BN.shape).unbind(), *x_BN.new_empty(2, K).unbind())
     inputs = (support.codes.values, support.gate_K, W_dec_MN, b_dec_N, x_BN)
     arrays = (*_arrays(support.codes), *(_numpy(array) for array in (*inputs, *outputs)))
-    in_threads(lambda lo, hi: kernels.step_rows(*arrays, lo, hi), even_ranges(len(x_BN)))
+    in_threads(lambda lo, hi: gathers.step_rows(*arrays, lo, hi), even_ranges(len(x_BN)))
     return StepTerms(*outputs)
 
 
@@ -199,14 +199,14 @@ def sort_by_feature(codes: SparseCodes) -> ByFeature:
     starts = np.zeros(codes.shape[-1] + 1, np.int64)
     np.cumsum(np.bincount(features, minlength=codes.shape[-1]), out=starts[1:])
     sorted_rows, order = np.empty((2, len(rows)), np.int64)
-    kernels.sort_by_feature(rows, features, starts[:-1].copy(), sorted_rows, order)
+    gathers.sort_by_feature(rows, features, starts[:-1].copy(), sorted_rows, order)
     return ByFeature(*(torch.from_numpy(array) for array in (starts, sorted_rows, order)))
 
 
 def sum_by_feature(by: ByFeature, values_K: Tensor, left_BN: Tensor, out_MN: Tensor) -> Tensor:
     """out[feature] ← Σ value · left[row], 0 where a feature has no entry; returns `out`."""
     arrays = [_numpy(array) for array in (*by, values_K, left_BN, out_MN)]
-    in_threads(lambda lo, hi: kernels.sum_by_feature(*arrays, lo, hi), _balanced(by.starts))
+    in_threads(lambda lo, hi: gathers.sum_by_feature(*arrays, lo, hi), _balanced(by.starts))
     return out_MN
 
 
@@ -214,7 +214,7 @@ def total_by_feature(by: ByFeature, values_K: Tensor) -> Tensor:
     """Σ value over the entries of each feature: [M]."""
     out = values_K.new_empty(len(by.starts) - 1)
     arrays = [_numpy(array) for array in (by.starts, by.order, values_K, out)]
-    in_threads(lambda lo, hi: kernels.total_by_feature(*arrays, lo, hi), _balanced(by.starts))
+    in_threads(lambda lo, hi: gathers.total_by_feature(*arrays, lo, hi), _balanced(by.starts))
     return out
 
 
@@ -223,7 +223,7 @@ def activate(pre_BM: Tensor, weights: EncoderWeights) -> tuple[Tensor, Tensor]:
     features = torch.empty_like(pre_BM)
     vectors = (weights.b_gate_M, weights.b_mag_M, weights.r_mag_M.exp())
     arrays = [_numpy(array) for array in (pre_BM, *vectors, features)]
-    in_threads(lambda lo, hi: kernels.activate_rows(*arrays, lo, hi), even_ranges(len(pre_BM)))
+    in_threads(lambda lo, hi: activations.activate_rows(*arrays, lo, hi), even_ranges(len(pre_BM)))
     return features, pre_BM
 
 
@@ -240,7 +240,7 @@ def back_to_pre(
     totals = np.zeros((4, len(b_mag_M)))
     arrays = (*(_numpy(array) for array in inputs), *totals)
     in_threads(
-        lambda lo, hi: kernels.back_to_pre_columns(*arrays, lo, hi), even_ranges(len(b_mag_M))
+        lambda lo, hi: activations.back_to_pre_columns(*arrays, lo, hi), even_ranges(len(b_mag_M))
     )
     return d_gate_BM, DenseTotals(*torch.from_numpy(totals).float().unbind())
 

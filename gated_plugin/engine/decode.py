@@ -25,11 +25,10 @@ def decode(
         impl: "numba", "torch", "dense" or "reference"; None chooses.
     """
     impl = choose_for_codes(codes.values, W_dec_MN, codes.density, impl)
-    leading = codes.shape[:-1]
     if impl in DENSE:
         return codes.to_dense() @ W_dec_MN + b_dec_N
     out: Tensor = _Decode.apply(implementation(impl), codes, codes.values, W_dec_MN, b_dec_N)
-    return out.view(*leading, -1)
+    return out.view(*codes.shape[:-1], W_dec_MN.shape[1])
 
 
 class _Decode(torch.autograd.Function):

@@ -48,7 +48,7 @@ def choose_for_codes(values_K: Tensor, W_MN: Tensor, density: float, impl: str |
         return impl
     if not density <= DENSEST_ENCODE:
         return "dense"
-    return "numba" if _compiled_kernels_serve(values_K, W_MN) else "torch"
+    return "numba" if compiled_kernels_serve(values_K, W_MN) else "torch"
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def choose(x_BN: Tensor, weights: EncoderWeights, impl: str | None, densest: flo
         return Choice(impl, False, None)
     density = None
     if impl == "auto":
-        if not _compiled_kernels_serve(x_BN, weights.W_enc_NM) or len(x_BN) < FEWEST_ROWS:
+        if not compiled_kernels_serve(x_BN, weights.W_enc_NM) or len(x_BN) < FEWEST_ROWS:
             return Choice("dense", False, None)
         density = sampled_density(x_BN, weights)
         if not density <= densest:
@@ -102,7 +102,7 @@ def implementation(impl: str) -> ModuleType:
 
 def operations_for(x_BN: Tensor, W_NM: Tensor) -> ModuleType:
     """The operations that are at hand for these tensors, whatever the options say."""
-    return implementation("numba" if _compiled_kernels_serve(x_BN, W_NM) else "torch")
+    return implementation("numba" if compiled_kernels_serve(x_BN, W_NM) else "torch")
 
 
 def _screened(x_BN: Tensor) -> bool:
@@ -113,12 +113,13 @@ def _screened(x_BN: Tensor) -> bool:
     return options().screening == "always"
 
 
-def _compiled_kernels_serve(x_BN: Tensor, W_NM: Tensor) -> bool:
-    return (
-        _has_numba()
-        and all(type(tensor) in (Tensor, Parameter) for tensor in (x_BN, W_NM))
-        and x_BN.device.type == W_NM.device.type == "cpu"
-        and x_BN.dtype == W_NM.dtype == torch.float32
+def compiled_kernels_serve(*tensors: Tensor) -> bool:
+    """Whether all are float32 on a CPU, and numba is installed."""
+    return _has_numba() and all(
+        type(tensor) in (Tensor, Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        for tensor in tensors
     )
 
 

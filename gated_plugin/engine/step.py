@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from gated_plugin.engine import reference
 from gated_plugin.engine.dense import DenseStep, or_zero
 from gated_plugin.engine.dispatch import DENSE, DENSEST_STEP, Choice, choose, implementation
+from gated_plugin.engine.features import StepFeatures
 from gated_plugin.engine.gradients import gradient_memory
 from gated_plugin.engine.support import EncoderWeights, Support
 from gated_plugin.loss import GatedLoss
@@ -35,7 +36,7 @@ class GatedStep(NamedTuple):
     losses: GatedLoss
     x_hat_BN: Tensor
     features: Tensor
-    """[B, M]: dense, or sparse COO where a sparse path served; differentiable."""
+    """[B, M], differentiable; held as sparse codes where a sparse path served."""
 
     choice: Choice
 
@@ -69,8 +70,8 @@ def gated_step(
         *terms, x_hat, values = _SparseStep.apply(
             operations, support, x_BN, seen_BN, l1, centred, *inputs
         )
-        features = support.codes.with_values(values).to_coo()
-        return GatedStep(GatedLoss(*terms), x_hat, features, choice)
+        on_support = StepFeatures(support.codes.with_values(values))
+        return GatedStep(GatedLoss(*terms), x_hat, on_support, choice)
     if choice.impl == "reference":
         seen_BN = x_BN - b_dec_N if centred else x_BN
         losses, x_hat, features = reference.step(seen_BN, x_BN, weights, W_dec_MN, b_dec_N, l1)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from gated_plugin.engine.weight_rows import normalise_rows, remove_parallel
+
 _held = WeakTensorKeyDictionary()
 _listening: list[Any] = []
 
@@ -36,20 +38,9 @@ def hold_unit_norm(W_dec: nn.Parameter) -> bool:
     return True
 
 
-@torch.no_grad()
-def normalise_rows(W_MN: Tensor) -> None:
-    """Scale every row to norm 1, in place; a row of zeros has no direction and stays."""
-    wide = torch.promote_types(W_MN.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(W_MN, dim=1, keepdim=True, dtype=wide)
-    W_MN.div_(norms.clamp_min_(torch.finfo(wide).tiny))
-
-
-@torch.no_grad()
 def _remove_parallel_gradient(W_MN: Tensor) -> None:
-    """g ← g − (g·w) w, for rows w of norm 1."""
     assert W_MN.grad is not None  # torch calls this hook just after it has written the gradient
-    along = (W_MN.grad * W_MN).sum(1, keepdim=True)
-    W_MN.grad.addcmul_(along, W_MN.detach(), value=-1)
+    remove_parallel(W_MN.grad, W_MN)
 
 
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:

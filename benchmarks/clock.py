@@ -1,0 +1,96 @@
+"""Interleaved timing: every repeat goes once round all rows, so that a slow minute hits them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks.implementations import Implementation
+from benchmarks.workload import Workload
+
+WARM_UP = 2
+"""Rounds that are not recorded: the first compiles, or loads what was compiled."""
+
+Chain = Sequence[tuple[str, Callable[[Any], Any]]]
+"""Columns and calls, each timed apart; a call gets what the one before it returned."""
+
+Times = dict[str, dict[str, list[float]]]
+"""Milliseconds by row and column."""
+
+
+def interleaved(rows: Mapping[str, Sequence[Chain]], repeats: int, device: str) -> Times:
+    """Time all chains of all rows, row after row, `repeats` times over."""
+    times: Times = {row: {} for row in rows}
+    for turn in range(-WARM_UP, repeats):
+        for row, chains in rows.items():
+            for chain in chains:
+                for column, milliseconds in _timed(chain, device):
+                    if turn >= 0:
+                        times[row].setdefault(column, []).append(milliseconds)
+    return times
+
+
+def product(workload: Workload) -> Chain:
+    """The unit, mm: one dense float32 encoder product into memory that is already there."""
+    x_BN, W_enc_NM = workload.x_BN, workload.W_dec_MN.T.contiguous()
+    out_BM = x_BN.new_empty(len(x_BN), W_enc_NM.shape[1])
+    return [("mm", lambda _: torch.mm(x_BN, W_enc_NM, out=out_BM))]
+
+
+def update(implementation: Implementation) -> Chain:
+    """The whole training step."""
+    training = implementation.training
+    assert training is not None
+    return [("step", lambda _: training.update())]
+
+
+def parts(implementation: Implementation) -> list[Chain]:
+    """Everything that can be timed of an implementation."""
+    encode, decode, _ = implementation.coding
+    chains: list[Chain] = [
+        [
+            ("encode", lambda _: _inferred(encode)),
+            ("decode", lambda codes: _inferred(decode, codes)),
+        ],
+        [("encode+decode", lambda _: _inferred(lambda: decode(encode())))],
+    ]
+    training = implementation.training
+    if training is None:
+        return chains
+    apart: Chain = [
+        ("forward", lambda _: training.loss()),
+        ("backward", lambda loss: loss.backward()),
+        ("optimizer", lambda _: training.optimize()),
+    ]
+    return [update(implementation), apart, *chains]
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """By column."""
+    return {column: median(milliseconds) for column, milliseconds in times.items()}
+
+
+def _timed(chain: Chain, device: str) -> Iterator[tuple[str, float]]:
+    value = None
+    for column, call in chain:
+        _wait_for(device)
+        start = perf_counter()
+        result = call(value)
+        _wait_for(device)
+        milliseconds = (perf_counter() - start) * 1e3
+        value = result  # what the call before returned is freed here, outside of the timing
+        yield column, milliseconds
+
+
+def _wait_for(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def _inferred(call: Callable[..., Any], *args: Any) -> Any:
+    return call(*args)

@@ -1,0 +1,1 @@
+"""Compiled CPU kernels; their host functions are in `engine.cpu`."""

@@ -1,0 +1,190 @@
+"""Makes the Adam that a trainer has built as cheap as torch allows, without patching anyone.
+
+Through torch's own optimizer hooks: torch's fused kernel is switched on, and with β1 = 0 the rows
+of our weights that no gradient touched are left out. That is exact: such a row does not move, and
+its second moment only decays, which is made up for when the row is touched again or the optimizer's
+state is asked for (arXiv 1412.6980, algorithm 1; issue 4).
+
+Rounding: within a few 2⁻²⁴ relative a step of torch's plain Adam, as torch's own fused kernel is;
+leaving rows out changes no bit. Checkpoints hold what plain Adam's would, with contiguous moments,
+and load in both directions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gated_plugin.engine.weight_rows import can_use_kernels
+
+_ours: Any = WeakTensorKeyDictionary()
+_prepared: WeakKeyDictionary[Optimizer, RowAdam] = WeakKeyDictionary()
+_listening: list[Any] = []
+
+
+@torch.compiler.disable
+def hasten_adam(*weights: nn.Parameter) -> None:
+    """From now on an Adam that steps these weights does so by the cheapest exact way. Idempotent.
+
+    Args:
+        weights: matrices with one row per feature, [M, N], or their transposes.
+    """
+    for weight in weights:
+        _ours[weight] = True
+    if not _listening:
+        _listening.append(register_optimizer_step_pre_hook(_before_step))
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if type(optimizer) is not Adam:
+        return
+    if optimizer not in _prepared:
+        if not any(w in _ours for group in optimizer.param_groups for w in group["params"]):
+            return
+        _prepared[optimizer] = RowAdam(optimizer)
+    if args == (optimizer,) and not kwargs:  # a closure has yet to compute the gradients
+        _prepared[optimizer].before_step(optimizer)
+
+
+class Owed(NamedTuple):
+    """Rows of a second moment that have not decayed up to the present step."""
+
+    square_MN: Tensor
+    last_step_M: Tensor
+    """Up to which step each row has; int64."""
+
+    beta2: float
+
+
+class RowAdam:
+    """What is kept for one optimizer between its steps."""
+
+    def __init__(self, optimizer: Adam) -> None:
+        self.owed: Any = WeakTensorKeyDictionary()
+        self.set_aside: list[tuple[nn.Parameter, Tensor]] = []
+        self.fused: list[int] = []
+        optimizer.register_step_post_hook(lambda *_: self.after_step())
+        optimizer.register_state_dict_pre_hook(self.pay_all)
+        optimizer.register_state_dict_post_hook(self.as_plain)
+        optimizer.register_load_state_dict_post_hook(lambda _: self.owed.clear())
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Step our weights' rows where that is exact, and let torch's fused kernel do the rest."""
+        for place, group in enumerate(optimizer.param_groups):
+            if group["fused"] is None and _may_be_fused(group):
+                group["fused"] = True
+                self.fused.append(place)
+            for weight in group["params"]:
+                state = optimizer.state.get(weight)
+                if weight not in _ours or weight.grad is None or not state:
+                    continue
+                _restride(weight, state)
+                if _is_row_sparse(group) and _can_step_rows(weight, state):
+                    self._step_rows(weight, state, group)
+                else:
+                    self._pay(weight, state)
+
+    def after_step(self) -> None:
+        """Give back the gradients that torch's Adam was not to see."""
+        for weight, gradient in self.set_aside:
+            weight.grad = gradient
+        self.set_aside.clear()
+
+    def pay_all(self, optimizer: Optimizer) -> None:
+        """Bring all second moments up to date, so that the state is plain Adam's."""
+        for weight in list(self.owed):
+            self._pay(weight, optimizer.state[weight])
+
+    def as_plain(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state as a plain Adam has it: moments contiguous, no choice of kernel."""
+        for place in self.fused:
+            state_dict["param_groups"][place]["fused"] = None
+        moments = {
+            key: {name: _contiguous(value) for name, value in state.items()}
+            for key, state in state_dict["state"].items()
+        }
+        return {**state_dict, "state": moments}
+
+    def _step_rows(self, weight: nn.Parameter, state: Any, group: dict[str, Any]) -> None:
+        from gated_plugin.engine import cpu_weights
+
+        beta2 = group["betas"][1]
+        square = _rows(state["exp_avg_sq"])
+        owed = self.owed.get(weight)
+        if owed is None or owed.square_MN.data_ptr() != square.data_ptr() or owed.beta2 != beta2:
+            self._pay(weight, state)
+            last = torch.full((len(square),), int(state["step"]), dtype=torch.int64)
+            owed = self.owed[weight] = Owed(square, last, beta2)
+        gradient = weight.grad
+        assert gradient is not None  # before_step has looked
+        state["step"] += 1
+        cpu_weights.adam_step(
+            _rows(weight),
+            _rows(gradient),
+            owed.square_MN,
+            owed.last_step_M,
+            step=int(state["step"]),
+            lr=group["lr"],
+            beta2=beta2,
+            eps=group["eps"],
+        )
+        state["exp_avg"] = gradient  # with β1 = 0 the first moment is the gradient
+        self.set_aside.append((weight, gradient))
+        weight.grad = None
+
+    def _pay(self, weight: nn.Parameter, state: Any) -> None:
+        owed = self.owed.pop(weight, None)
+        if owed is not None and owed.square_MN.data_ptr() == state["exp_avg_sq"].data_ptr():
+            from gated_plugin.engine import cpu_weights
+
+            cpu_weights.pay_decay(owed.square_MN, owed.last_step_M, int(state["step"]), owed.beta2)
+
+
+def _may_be_fused(group: dict[str, Any]) -> bool:
+    return (
+        group["foreach"] is None
+        and not group["differentiable"]
+        and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
+    )
+
+
+def _is_row_sparse(group: dict[str, Any]) -> bool:
+    """Whether a row without a gradient stays where it is."""
+    return (
+        group["betas"][0] == 0
+        and group["weight_decay"] == 0
+        and not group["amsgrad"]
+        and not group["maximize"]
+        and not isinstance(group["lr"], Tensor)
+    )
+
+
+def _can_step_rows(weight: nn.Parameter, state: Any) -> bool:
+    return can_use_kernels(_rows(weight), _rows(weight.grad), _rows(state["exp_avg_sq"]))
+
+
+def _restride(weight: nn.Parameter, state: Any) -> None:
+    """torch's fused kernel takes for granted that all have the strides of the weight."""
+    for name in ("exp_avg", "exp_avg_sq"):
+        if state[name].stride() != weight.stride():
+            state[name] = torch.empty_like(weight).copy_(state[name])
+    assert weight.grad is not None  # before_step has looked
+    if weight.grad.stride() != weight.stride():
+        weight.grad = torch.empty_like(weight).copy_(weight.grad)
+
+
+def _rows(matrix: Any) -> Tensor:
+    """Feature after feature: [M, N] of a matrix or of its transpose."""
+    rows: Tensor = matrix if matrix.is_contiguous() else matrix.T
+    return rows
+
+
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else value
