@@ -53,9 +53,12 @@ def main() -> None:
     asked = arguments()
     machine.restart_with_passive_threads()
     idle_before = machine.idle_check()
+    if idle_before["idle"] is False:
+        print("Other processes keep this machine busy; run this again when it is idle.")
     reasons = {name: why_not(name, asked.device) for name in (*asked.against, *OURS)}
     skipped = {name: reason for name, reason in reasons.items() if reason}
-    print(*skipped.values(), sep="\n")
+    for reason in skipped.values():
+        print(reason)
     cases = measure(asked, [name for name in reasons if name not in skipped])
     report = {
         "unit": "mm: one dense float32 encoder product of the case's shape, into its own memory",

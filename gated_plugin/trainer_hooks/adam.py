@@ -48,8 +48,10 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not any(w in _ours for group in optimizer.param_groups for w in group["params"]):
             return
         _prepared[optimizer] = RowAdam(optimizer)
-    if args == (optimizer,) and not kwargs:  # a closure has yet to compute the gradients
+    if args == (optimizer,) and not kwargs:
         _prepared[optimizer].before_step(optimizer)
+    else:  # a closure has yet to compute the gradients
+        _prepared[optimizer].pay_all(optimizer)
 
 
 class Owed(NamedTuple):
@@ -72,7 +74,6 @@ class RowAdam:
         optimizer.register_step_post_hook(lambda *_: self.after_step())
         optimizer.register_state_dict_pre_hook(self.pay_all)
         optimizer.register_state_dict_post_hook(self.as_plain)
-        optimizer.register_load_state_dict_post_hook(lambda _: self.owed.clear())
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:

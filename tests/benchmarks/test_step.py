@@ -1,0 +1,76 @@
+"""The benchmark command at a toy shape: that it runs and what it records, never how fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOY = ("--shape", "64x32x256", "--l0", "4", "--repeats", "1", "--threads", "1")
+TIMED = {"step", "forward", "backward", "optimizer", "encode", "decode", "encode+decode"}
+TRAINED = ("saelens", "gated_plugin", "gated_plugin:dense", "gated_plugin:torch")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process that is told nothing about waiting threads."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-m", "benchmarks.step", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("benchmark") / "out.json"
+    done = run(*TOY, "--against", "saelens", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "64x32x256, L0 4: one mm = " in done.stdout
+    return json.loads(path.read_text())
+
+
+def test_restarts_itself_with_passive_threads(report: dict[str, Any]) -> None:
+    assert report["protocol"]["OMP_WAIT_POLICY"] == "passive"
+    assert report["protocol"]["threads"] == 1
+    assert report["idle_check"].keys() == {"before", "after"}
+
+
+def test_records_every_part_of_every_implementation(report: dict[str, Any]) -> None:
+    (case,) = report["cases"]
+    rows = case["implementations"]
+    assert set(TRAINED) < set(rows)
+    for name in TRAINED:
+        assert set(rows[name]["milliseconds"]) == TIMED
+        assert all(len(times) == 1 for times in rows[name]["milliseconds"].values())
+    step = rows["saelens"]["median_ms"]["step"] / case["mm"]["median_ms"]
+    assert rows["saelens"]["multiples_of_mm"]["step"] == pytest.approx(step, abs=1e-4)
+
+
+def test_all_implementations_have_the_l0_that_was_asked_for(report: dict[str, Any]) -> None:
+    rows = report["cases"][0]["implementations"]
+    assert {name: row["l0"] for name, row in rows.items()} == dict.fromkeys(rows, 4.0)
+
+
+def test_serves_with_the_engine_that_a_row_names(report: dict[str, Any]) -> None:
+    rows = report["cases"][0]["implementations"]
+    for name in ("gated_plugin:dense", "gated_plugin:torch"):
+        assert rows[name]["served"].split(",")[0] == name.partition(":")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--against", "saelens,nobody"), "choose among saelens, saelens_topk"),
+        (("--shape", "64x32"), "not ROWSxD_INxD_SAE"),
+        (("--shape", "64x32x0"), "not a whole number above 0"),
+        (("--shape", "64x32x16", "--l0", "16"), "must be below d_sae"),
+    ],
+)
+def test_refuses_what_cannot_be_measured(arguments: tuple[str, ...], complaint: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
