@@ -12,7 +12,7 @@ from time import sleep
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 PACKAGES = ("gated-plugin", "sae-lens", "torch", "numba", "dictionary-learning", "eai-sparsify")
-IDLE_CHECK_SECONDS = 1.0
+IDLE_CHECK_SECONDS = 0.5
 BUSY = 0.05
 
 

@@ -1,12 +1,13 @@
 """A recipe file → SAELens' runner configuration, with every unknown key refused.
 
 A recipe is SAELens' `LanguageModelSAERunnerConfig` written as YAML, by SAELens' own field names,
-with `sae:` for the SAE's configuration and three sections of ours:
+with `sae:` for the SAE's configuration and these of ours:
 
     name, description          what it is
     sae.paper_lambda           λ as the paper prints it; becomes l1_coefficient = λ · d_in
     evaluation                 held-out text (`EvaluationPlan`)
     publish                    licence and base model of the dictionary (`PublishPlan`)
+    engine                     how the sparse engine may choose (`engine.options.Options`)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gated_plugin.bundled import folder
+from gated_plugin.engine.options import Options
 from gated_plugin.errors import GatedError
 from gated_plugin.recipe_keys import Keys, coerced
 from gated_plugin.sources import EMBEDDED
@@ -69,6 +71,7 @@ class Recipe:
     sae: dict[str, Any]
     evaluation: EvaluationPlan
     publish: PublishPlan
+    engine: Options
     raw: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -106,6 +109,7 @@ class Recipe:
             **{f"sae.{key}": value for key, value in self.sae.items()},
             **{f"evaluation.{key}": value for key, value in asdict(self.evaluation).items()},
             **{f"publish.{key}": value for key, value in asdict(self.publish).items()},
+            **{f"engine.{key}": value for key, value in asdict(self.engine).items()},
         }
 
     def runner_config(self) -> LanguageModelSAERunnerConfig[Any]:
@@ -184,6 +188,7 @@ class _Reader(Keys):
             sae=self._sae(self._section(raw, "sae")),
             evaluation=self._plan(raw, "evaluation", EvaluationPlan),
             publish=self._plan(raw, "publish", PublishPlan),
+            engine=self._plan(raw, "engine", Options),
             raw=raw,
         )
         self._require_consistent(recipe)
@@ -251,4 +256,4 @@ class _Reader(Keys):
 
 
 _OF_A_LOADED_MODEL = frozenset({"model_class_name", "model_from_pretrained_kwargs"})
-_SECTIONS = ("name", "description", "sae", "evaluation", "publish")
+_SECTIONS = ("name", "description", "sae", "evaluation", "publish", "engine")

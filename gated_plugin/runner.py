@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from safetensors.torch import save_file
 
 from gated_plugin import checkpoints, sources
 from gated_plugin.activations import ActivationStream
+from gated_plugin.engine import options as engine
 from gated_plugin.environment import environment
 from gated_plugin.errors import GatedError
 from gated_plugin.progress import Progress
 from gated_plugin.recipes import Recipe
 from gated_plugin.runs import UNFINISHED, Run, beside, folder_beside, read_json, write_json
-from gated_plugin.training import mean_l0
+from gated_plugin.training_log import TrainingLog, figures_of, live_line
 
 LOG_LINES = 200
 METADATA = (
@@ -80,7 +80,8 @@ def train(
         _prepare(trainer, stream, recipe)
         _write_start(run, recipe)
     every = checkpoint_every or max(100, trainer.cfg.total_training_steps // 100)
-    _fit(run, trainer, stream, every, quiet)
+    with engine.use(**asdict(recipe.engine)):
+        _fit(run, trainer, stream, every, quiet)
     _finish(run, trainer, recipe)
     return run
 
@@ -183,16 +184,16 @@ def _fit(
     log_every = max(1, total // LOG_LINES)
     with (
         _stop_requests() as stop,
-        _TrainingLog(run.training_log, trainer.n_training_steps) as log,
+        TrainingLog(run.training_log, trainer.n_training_steps) as log,
         Progress("Training", total, trainer.n_training_steps, quiet=quiet) as progress,
     ):
         while trainer.n_training_steps < total:
             trainer.maybe_reset_sparsity()
             output = _step(run, trainer, stream)
             if trainer.n_training_steps % log_every == 0:
-                figures = _figures(trainer, output)
+                figures = figures_of(trainer, output)
                 log.write(figures)
-                progress.update(trainer.n_training_steps, _live_line(figures))
+                progress.update(trainer.n_training_steps, live_line(figures))
             if stop or trainer.n_training_steps % every == 0:
                 checkpoints.save(run, trainer, stream)
             if stop:
@@ -227,50 +228,6 @@ def _stop_requests() -> Iterator[list[int]]:
     finally:
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)
-
-
-class _TrainingLog:
-    """One JSON object a line; lines after the step that a run resumes from are dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                if line.endswith("}") and json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        with beside(path) as unfinished:
-            unfinished.write_text("".join(kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> _TrainingLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def write(self, figures: dict[str, float]) -> None:
-        self.file.write(json.dumps(figures) + "\n")
-        self.file.flush()
-
-
-@torch.no_grad()
-def _figures(trainer: SAETrainer[Any, Any], output: TrainStepOutput) -> dict[str, float]:
-    x = output.sae_in
-    error = (output.sae_out - x).pow(2).sum()
-    return {
-        "step": trainer.n_training_steps,
-        "tokens": trainer.n_training_samples,
-        "time": round(time.time(), 3),
-        "lr": trainer.optimizer.param_groups[0]["lr"],
-        "l0": mean_l0(output.feature_acts),
-        "fvu": (error / (x - x.mean(0)).pow(2).sum()).item(),
-        "alive": 1 - trainer.dead_neurons.float().mean().item(),
-        **{name: value.item() for name, value in output.losses.items()},
-    }
-
-
-def _live_line(figures: dict[str, float]) -> str:
-    return f"L0 {figures['l0']:.1f}  FVU {figures['fvu']:.3f}  alive {figures['alive']:.1%}"
 
 
 def _finish(run: Run, trainer: SAETrainer[Any, Any], recipe: Recipe) -> None:
