@@ -1,11 +1,15 @@
-"""Interleaved timing: every repeat goes once round all rows, so that a slow minute hits them all."""
+"""Interleaved timing: every repeat goes once round all rows, so that a slow minute hits them all.
+
+The unit is timed anew before every chain of calls, and a multiple is the median of ratios of
+neighbours: on shared hardware the same product took 52 ms in one minute and 104 ms in the next.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,27 +22,59 @@ WARM_UP = 2
 Chain = Sequence[tuple[str, Callable[[Any], Any]]]
 """Columns and calls, each timed apart; a call gets what the one before it returned."""
 
-Times = dict[str, dict[str, list[float]]]
-"""Milliseconds by row and column."""
+
+class Timed(NamedTuple):
+    """The repeats of one column."""
+
+    milliseconds: list[float]
+    mm_milliseconds: list[float]
+    """Of the unit, just before."""
+
+    @property
+    def multiple(self) -> float:
+        """The cost in mm."""
+        pairs = zip(self.milliseconds, self.mm_milliseconds, strict=True)
+        return round(median(taken / mm for taken, mm in pairs), 4)
+
+    def facts(self) -> dict[str, object]:
+        """For the record."""
+        return {"multiple_of_mm": self.multiple, **self._asdict()}
 
 
-def interleaved(rows: Mapping[str, Sequence[Chain]], repeats: int, device: str) -> Times:
+Times = dict[str, dict[str, Timed]]
+"""By row and column."""
+
+
+def interleaved(rows: Mapping[str, Sequence[Chain]], workload: Workload, repeats: int) -> Times:
     """Time all chains of all rows, row after row, `repeats` times over."""
+    device, unit = workload.case.device, product(workload)
     times: Times = {row: {} for row in rows}
     for turn in range(-WARM_UP, repeats):
         for row, chains in rows.items():
             for chain in chains:
-                for column, milliseconds in _timed(chain, device):
-                    if turn >= 0:
-                        times[row].setdefault(column, []).append(milliseconds)
+                (_, mm), *timed = _timed([("mm", unit), *chain], device)
+                for column, milliseconds in timed if turn >= 0 else ():
+                    cell = times[row].setdefault(column, Timed([], []))
+                    cell.milliseconds.append(milliseconds)
+                    cell.mm_milliseconds.append(mm)
     return times
 
 
-def product(workload: Workload) -> Chain:
+def mm_milliseconds(times: Times) -> float:
+    """The unit, as a median over everything."""
+    cells = [cell for columns in times.values() for cell in columns.values()]
+    return median(mm for cell in cells for mm in cell.mm_milliseconds)
+
+
+def product(workload: Workload) -> Callable[[Any], None]:
     """The unit, mm: one dense float32 encoder product into memory that is already there."""
     x_BN, W_enc_NM = workload.x_BN, workload.W_dec_MN.T.contiguous()
     out_BM = x_BN.new_empty(len(x_BN), W_enc_NM.shape[1])
-    return [("mm", lambda _: torch.mm(x_BN, W_enc_NM, out=out_BM))]
+
+    def multiply(_: Any) -> None:
+        torch.mm(x_BN, W_enc_NM, out=out_BM)
+
+    return multiply
 
 
 def update(implementation: Implementation) -> Chain:
@@ -67,11 +103,6 @@ def parts(implementation: Implementation) -> list[Chain]:
         ("optimizer", lambda _: training.optimize()),
     ]
     return [update(implementation), apart, *chains]
-
-
-def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """By column."""
-    return {column: median(milliseconds) for column, milliseconds in times.items()}
 
 
 def _timed(chain: Chain, device: str) -> Iterator[tuple[str, float]]:

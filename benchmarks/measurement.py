@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.clock import WARM_UP, interleaved, medians, parts, product
+from benchmarks.clock import WARM_UP, interleaved, mm_milliseconds, parts
 from benchmarks.implementations import Coding, build
 from benchmarks.memory import working_megabytes
 from benchmarks.workload import LEARNING_RATE, Case, make
@@ -24,36 +24,28 @@ def memory(case: Case, names: Sequence[str], threads: int) -> dict[str, float | 
 def times(
     case: Case, names: Sequence[str], used: Mapping[str, float | None], threads: int, repeats: int
 ) -> dict[str, Any]:
-    """Raw times, medians and multiples of mm of every implementation."""
+    """Raw times and multiples of mm of every implementation."""
     torch.set_num_threads(threads)
     workload = make(case)
     built = {name: build(name, workload) for name in names}
-    rows = {"mm": [product(workload)]} | {name: parts(one) for name, one in built.items()}
-    milliseconds = interleaved(rows, repeats, case.device)
-    mm = medians(milliseconds["mm"])["mm"]
+    rows = {name: parts(implementation) for name, implementation in built.items()}
+    timed = interleaved(rows, workload, repeats)
     return {
         "case": str(case),
         **case.facts(),
         "learning_rate": LEARNING_RATE,
         "warm_up": WARM_UP,
-        "mm": {"milliseconds": milliseconds["mm"]["mm"], "median_ms": mm},
+        "mm_ms": mm_milliseconds(timed),
         "implementations": {
             name: {
-                "l0": l0(one.coding, case),
-                "served": one.served(),
+                "l0": l0(implementation.coding, case),
+                "served": implementation.served(),
                 "working_megabytes": used.get(name),
-                "multiples_of_mm": multiples(milliseconds[name], mm),
-                "median_ms": medians(milliseconds[name]),
-                "milliseconds": milliseconds[name],
+                "times": {column: cell.facts() for column, cell in timed[name].items()},
             }
-            for name, one in built.items()
+            for name, implementation in built.items()
         },
     }
-
-
-def multiples(milliseconds: Mapping[str, Sequence[float]], mm: float) -> dict[str, float]:
-    """Medians by column, in mm."""
-    return {column: round(ms / mm, 4) for column, ms in medians(milliseconds).items()}
 
 
 @torch.no_grad()

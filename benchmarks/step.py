@@ -1,7 +1,7 @@
 """What a training step costs, ours and others': python -m benchmarks.step
 
 Prints multiples of mm, one dense float32 encoder product of the shape (rows × d_in @ d_in × d_sae
-into memory that is already there), timed in the same process and in turns with everything else:
+into memory that is already there), timed in the same process just before whatever it divides:
 `step` is the trainer's own update; `forward`, `backward` and `optimizer` (clipping, Adam, decoder
 norm) are its parts, called apart; `encode`, `decode` and both run without gradients on the batch;
 `peak MB` is memory above weights, gradients and optimizer state (`benchmarks/memory.py`).

@@ -80,7 +80,7 @@ def point(shape: Shape, l0: int, rows: Sequence[str], asked: Namespace) -> dict[
     """The whole step of every row at one shape and L0."""
     import torch  # loaded only once the command has restarted
 
-    from benchmarks.clock import interleaved, medians, product, update
+    from benchmarks.clock import interleaved, mm_milliseconds, update
     from benchmarks.implementations import build
     from benchmarks.workload import Case, make
 
@@ -90,17 +90,16 @@ def point(shape: Shape, l0: int, rows: Sequence[str], asked: Namespace) -> dict[
     workload = make(case)
     built = {row: build(row, workload) for row in rows}
     chains = {row: [update(implementation)] for row, implementation in built.items()}
-    times = interleaved({"mm": [product(workload)]} | chains, asked.repeats, asked.device)
-    mm = medians(times["mm"])["mm"]
-    multiples = {row: round(medians(times[row])["step"] / mm, 4) for row in rows}
+    times = interleaved(chains, workload, asked.repeats)
+    multiples = {row: times[row]["step"].multiple for row in rows}
     print(f"{case}: {multiples}")
     return {
         **case.facts(),
         "density": l0 / M,
-        "mm_ms": mm,
-        "multiples_of_mm": multiples,
+        "mm_ms": mm_milliseconds(times),
         "served": built[OURS].served(),
-        "milliseconds": {"mm": times["mm"]["mm"]} | {row: times[row]["step"] for row in rows},
+        "multiples_of_mm": multiples,
+        "times": {row: times[row]["step"].facts() for row in rows},
     }
 
 

@@ -21,9 +21,10 @@ def render(result: dict[str, Any]) -> str:
     rows = result["implementations"]
     width = max(map(len, rows))
     head = "  ".join([" " * width, *(column.rjust(9) for column in (*COLUMNS, MEMORY))])
-    lines = [f"{result['case']}: one mm = {result['mm']['median_ms']:.1f} ms", head]
+    lines = [f"{result['case']}: one mm = {result['mm_ms']:.1f} ms", head]
     for name, row in rows.items():
-        cells = [_number(row["multiples_of_mm"].get(column), 2) for column in COLUMNS]
+        multiples = {column: cell["multiple_of_mm"] for column, cell in row["times"].items()}
+        cells = [_number(multiples.get(column), 2) for column in COLUMNS]
         cells.append(_number(row["working_megabytes"], 0))
         heads = (column.rjust(9) for column in (*COLUMNS, MEMORY))
         aligned = (cell.rjust(len(column)) for cell, column in zip(cells, heads, strict=True))

@@ -21,8 +21,8 @@ SHAPES = [
     (3, 123, 2050),
     (33, 1, 2050),
     (33, 252, 507),
-    (252, 7, 4100),
-    (252, 123, 123),
+    (252, 7, 123),
+    (252, 123, 507),
 ]
 SHARES = {"none open": 0.0, "few open": 0.03, "many open": 0.3, "all open": 1.0}
 IMPLEMENTATIONS = ("numba", "torch", "dense", "reference")
@@ -70,8 +70,8 @@ def problem(
     pre_BM = seen_BN @ W_MN.double().T
     opened_M = torch.binomial(torch.full((M,), float(B)), torch.full((M,), share))
     positive_M = torch.where(torch.rand(M) < 0.5, torch.full((M,), float(B)), 0.7 * opened_M)
-    gate_at_M = _level_below(pre_BM, opened_M, slack=min(B // 8, 3) if 0 < share < 1 else 0)
-    magnitude_at_M = _level_below(pre_BM, positive_M, slack=min(B // 8, 3))
+    gate_at_M = _level_below(pre_BM, opened_M, slack=min(B // 3, 3) if 0 < share < 1 else 0)
+    magnitude_at_M = _level_below(pre_BM, positive_M, slack=min(B // 3, 3))
     b_gate_M, b_mag_M = -gate_at_M.float(), -(r_mag_M.double().exp() * magnitude_at_M).float()
     weights = EncoderWeights(W_MN.T, b_gate_M, b_mag_M, r_mag_M)
     made = Problem(x_BN, weights, W_dec_MN, b_dec_N, centred)

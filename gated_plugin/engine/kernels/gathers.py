@@ -136,22 +136,18 @@ def sum_by_feature(starts, sorted_rows, order, values, left_BN, out_MN, lo, hi):
     N = out_MN.shape[1]
     for j in range(lo, hi):
         out, k, end = out_MN[j], starts[j], starts[j + 1]
-        if k + 2 <= end:
+        for i in range(N):
+            out[i] = ZERO
+        while k + 4 <= end:
             v0, v1 = values[order[k]], values[order[k + 1]]
+            v2, v3 = values[order[k + 2]], values[order[k + 3]]
             a0, a1 = left_BN[sorted_rows[k]], left_BN[sorted_rows[k + 1]]
+            a2, a3 = left_BN[sorted_rows[k + 2]], left_BN[sorted_rows[k + 3]]
             for i in range(N):
-                out[i] = v0 * a0[i] + v1 * a1[i]
-            k += 2
-        else:
-            for i in range(N):
-                out[i] = ZERO
-        while k + 2 <= end:
-            v0, v1 = values[order[k]], values[order[k + 1]]
-            a0, a1 = left_BN[sorted_rows[k]], left_BN[sorted_rows[k + 1]]
-            for i in range(N):
-                out[i] += v0 * a0[i] + v1 * a1[i]
-            k += 2
-        if k < end:
+                out[i] += v0 * a0[i] + v1 * a1[i] + v2 * a2[i] + v3 * a3[i]
+            k += 4
+        while k < end:
             v, a = values[order[k]], left_BN[sorted_rows[k]]
             for i in range(N):
                 out[i] += v * a[i]
+            k += 1

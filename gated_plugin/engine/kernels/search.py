@@ -48,34 +48,39 @@ def round_rows(W_MN, bits_MN, norm_M, residual_M, lo, hi):
 
 @jit
 def open_gates(tile_BF, x_BN, W_FN, by_norm_B, by_residual_B, floor_B, norm_F, residual_F, b_gate_F,
-               slope, lo, hi, rows, features, pre):  # fmt: skip
+               slope, near, lo, hi, rows, features, pre):  # fmt: skip
     """Write the open gates of one tile of approximate pre-activations; returns how many.
 
     A gate is a candidate where |π − tile| ≤ bound leaves it undecided or open; then π is computed
-    in float32 and decides. More than fit are counted, not written.
+    in float32 and decides. More than fit are counted, not written. `near` features, a multiple of
+    8, are dealt with for all rows before the next: their weights stay in the cache.
     """
     F, N, n = tile_BF.shape[1], x_BN.shape[1], 0
-    words = (F + FLAGS_PER_WORD - 1) // FLAGS_PER_WORD
-    flags = np.zeros(words * FLAGS_PER_WORD, np.int8)
+    flags = np.zeros(near, np.int8)
     any_of_eight = flags.view(np.int64)
-    for b in range(lo, hi):
-        tile, x = tile_BF[b], x_BN[b]
-        by_norm, by_residual, floor = by_norm_B[b], by_residual_B[b], floor_B[b]
-        for j in range(F):
-            value = widen(tile[j])
-            margin = slope * abs(value) + by_norm * norm_F[j] + by_residual * residual_F[j] + floor
-            flags[j] = value + margin > -b_gate_F[j] - COMPARISON * abs(b_gate_F[j])
-        for word in range(words):
-            if any_of_eight[word] != 0:
-                for j in range(word * FLAGS_PER_WORD, min(F, (word + 1) * FLAGS_PER_WORD)):
-                    if flags[j]:
-                        w, product = W_FN[j], ZERO
-                        for i in range(N):
-                            product += x[i] * w[i]
-                        if product + b_gate_F[j] > 0:
-                            if n < rows.shape[0]:
-                                rows[n], features[n], pre[n] = b, j, product
-                            n += 1
+    for first in range(0, F, near):
+        here = min(near, F - first)
+        W, norm, residual = W_FN[first:], norm_F[first:], residual_F[first:]
+        b_gate = b_gate_F[first:]
+        flags[here:] = 0
+        for b in range(lo, hi):
+            tile, x = tile_BF[b, first:], x_BN[b]
+            by_norm, by_residual, floor = by_norm_B[b], by_residual_B[b], floor_B[b]
+            for j in range(here):
+                value = widen(tile[j])
+                margin = slope * abs(value) + by_norm * norm[j] + by_residual * residual[j] + floor
+                flags[j] = value + margin > -b_gate[j] - COMPARISON * abs(b_gate[j])
+            for word in range(any_of_eight.shape[0]):
+                if any_of_eight[word] != 0:
+                    for j in range(word * FLAGS_PER_WORD, (word + 1) * FLAGS_PER_WORD):
+                        if flags[j]:
+                            w, product = W[j], ZERO
+                            for i in range(N):
+                                product += x[i] * w[i]
+                            if product + b_gate[j] > 0:
+                                if n < rows.shape[0]:
+                                    rows[n], features[n], pre[n] = b, first + j, product
+                                n += 1
     return n
 
 

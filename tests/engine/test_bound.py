@@ -1,0 +1,149 @@
+"""The certified bound, hunted for violations, and the support that follows from it.
+
+The truth is the float64 product: with up to 64 terms of 48 bits it errs by less than 2⁻⁴⁶ of the
+norms, beside a bound of 2⁻²⁰ of them and more.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from adversaries import Pair, Sizes, adversaries
+from torch import Tensor
+
+from gated_plugin.engine import cpu, plain
+from gated_plugin.engine.bound import Bound, bfloat16_bound, float32_bound
+from gated_plugin.engine.support import EncoderWeights
+
+SIZES: list[Sizes] = [(1, 1, 1), (3, 7, 5), (1, 257, 1), (64, 257, 4), (2, 1025, 33)]
+MANY: Sizes = (2048, 16, 2400)
+"""With every adversary in turn 1.1e8 pre-activations."""
+
+OF_MANY = pytest.mark.parametrize("sizes", [*SIZES, MANY], ids=str)
+OF_ALL = pytest.mark.parametrize("make", adversaries.values(), ids=adversaries.keys())
+
+
+def worst_share(bound: Bound, tile_BM: Tensor, x_BN: Tensor, w_MN: Tensor) -> float:
+    """The largest |x·w − tile| as a share of its bound; NaN if one of them is."""
+    worst = []
+    for rows in torch.arange(len(x_BN)).split(256):
+        tile = tile_BM[rows].double()
+        margin = tile.abs().mul_(bound.slope).add_(bound.floor_B[rows, None].double())
+        margin.addmm_(bound.by_norm_B[rows, None].double(), bound.norm_M[None].double())
+        margin.addmm_(bound.by_residual_B[rows, None].double(), bound.residual_M[None].double())
+        error = tile.addmm_(x_BN[rows].double(), w_MN.T.double(), beta=-1).abs_()
+        worst.append(error.div_(margin).max())
+    return torch.stack(worst).max().item()
+
+
+@OF_ALL
+@OF_MANY
+def test_a_bfloat16_product_is_within_its_bound(make, sizes):
+    x, w = (cpu._Rounded(operand) for operand in make(sizes))
+    tile = torch.empty(len(x.exact), len(w.exact), dtype=torch.bfloat16)
+    torch.mm(x.bfloat16, w.bfloat16.T, out=tile)
+    bound = bfloat16_bound(sizes[1], x.norm, x.residual, w.norm, w.residual)
+    assert worst_share(bound, tile, x.exact, w.exact) <= 1
+
+
+@OF_ALL
+@pytest.mark.parametrize("sizes", [*SIZES, (128, 64, 512)], ids=str)
+def test_a_float32_product_is_within_its_bound(make, sizes):
+    x, w = (cpu._Rounded(operand) for operand in make(sizes))
+    bound = float32_bound(sizes[1], x.norm, w.norm)
+    assert worst_share(bound, x.exact @ w.exact.T, x.exact, w.exact) <= 1
+
+
+@OF_ALL
+@pytest.mark.parametrize("sizes", [*SIZES, (128, 64, 512)], ids=str)
+def test_a_float32_product_of_rounded_operands_is_within_its_bound(
+    make, sizes, rounded_float32_products
+):
+    x, w = (cpu._Rounded(operand) for operand in make(sizes))
+    bound = bfloat16_bound(sizes[1], x.norm, x.residual, w.norm, w.residual)
+    assert worst_share(bound, x.exact @ w.exact.T, x.exact, w.exact) <= 1
+
+
+@OF_ALL
+@pytest.mark.parametrize("sizes", [*SIZES, (128, 64, 512)], ids=str)
+def test_operands_are_rounded_as_torch_rounds_and_their_norms_are_true(make, sizes):
+    for operand in make(sizes):
+        rounded, exact = cpu._Rounded(operand), operand.double()
+        assert torch.equal(rounded.bfloat16, operand.bfloat16())
+        lost = 2 * sizes[1] ** 0.5 * 2.0**-74
+        for found, true in (
+            (rounded.norm, exact.norm(dim=1)),
+            (rounded.residual, (exact - operand.bfloat16().double()).norm(dim=1)),
+        ):
+            assert ((found - true).abs() <= 1e-5 * true + lost).all()
+
+
+def close_to_the_threshold(x_BN: Tensor, w_MN: Tensor) -> Tensor:
+    """b_gate [M]: minus the pre-activation of some row, a few units in the last place beside it."""
+    row_M = torch.arange(len(w_MN)) % len(x_BN)
+    pre_M = (x_BN[row_M].double() * w_MN.double()).sum(1)
+    ulps_M = torch.randint(-3, 4, (len(w_MN),))
+    return torch.where(pre_M == 0, 0.0, -pre_M.float() * (1 + ulps_M * 2.0**-23))
+
+
+def certain_gates(x_BN: Tensor, w_MN: Tensor, b_gate_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Which gates are open in float64; and which of them no float32 product can get wrong."""
+    x, w, n = x_BN.double(), w_MN.double(), x_BN.shape[1]
+    gate = x @ w.T + b_gate_M.double()
+    unit = n * 2.0**-24 / (1 - n * 2.0**-24)
+    band = unit * x.norm(dim=1)[:, None] * w.norm(dim=1) + 2 * n * 2.0**-126
+    return gate > 0, gate.abs() > band
+
+
+def found_gates(x_BN: Tensor, w_MN: Tensor, b_gate_M: Tensor, operations, screened) -> Tensor:
+    zero = torch.zeros_like(b_gate_M)
+    support = operations.find_support(
+        x_BN, EncoderWeights(w_MN.T, b_gate_M, zero, zero), screened
+    )
+    found = torch.zeros(len(x_BN), len(w_MN), dtype=torch.bool)
+    found[support.codes.rows, support.codes.features] = True
+    return found
+
+
+def assert_certain_gates_are_found(operands: Pair, operations, screened: bool) -> None:
+    x, w = operands
+    b_gate = close_to_the_threshold(x, w)
+    is_open, certain = certain_gates(x, w, b_gate)
+    found = found_gates(x, w, b_gate, operations, screened)
+    assert ((found != is_open) & certain).sum() == 0
+
+
+WAYS = pytest.mark.parametrize(
+    ("operations", "screened"),
+    [(cpu, True), (cpu, False), (plain, True), (plain, False)],
+    ids=["kernels, screened", "kernels", "torch, screened", "torch"],
+)
+
+
+@OF_ALL
+@WAYS
+@pytest.mark.parametrize("sizes", [*SIZES, (64, 48, 2050)], ids=str)
+class TestGatesAtTheirThreshold:
+    def test_every_certain_gate_is_found(self, make, sizes, operations, screened):
+        assert_certain_gates_are_found(make(sizes), operations, screened)
+
+    def test_also_where_float32_products_are_rounded(
+        self, make, sizes, operations, screened, rounded_float32_products
+    ):
+        assert_certain_gates_are_found(make(sizes), operations, screened)
+
+    def test_also_where_denormals_are_flushed(
+        self, make, sizes, operations, screened, flushed_denormals
+    ):
+        assert_certain_gates_are_found(make(sizes), operations, screened)
+
+
+@WAYS
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf, 3.4e38, 1e18])
+@pytest.mark.parametrize("poisoned", ["x", "W_enc"])
+def test_nothing_is_found_among_what_cannot_be_bounded(operations, screened, poison, poisoned):
+    x, w = adversaries["gaussian"]((33, 48, 2050))
+    (x if poisoned == "x" else w)[-1, 7] = poison
+    zero = torch.zeros(2050)
+    weights = EncoderWeights(w.T, zero, zero, zero)
+    assert operations.find_support(x, weights, screened) is None
