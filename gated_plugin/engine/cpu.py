@@ -227,13 +227,12 @@ def total_by_feature(by: ByFeature, values_K: Tensor) -> Tensor:
     return out
 
 
-def activate(pre_BM: Tensor, weights: EncoderWeights) -> tuple[Tensor, Tensor]:
-    """Dense features and ReLU(π_gate); the latter in the memory of `pre`."""
-    features = torch.empty_like(pre_BM)
+def activate(pre_BM: Tensor, weights: EncoderWeights, out_BM: Tensor) -> tuple[Tensor, Tensor]:
+    """Dense features in the memory of `out`, and ReLU(π_gate) in that of `pre`."""
     vectors = (weights.b_gate_M, weights.b_mag_M, weights.r_mag_M.exp())
-    arrays = [_numpy(array) for array in (pre_BM, *vectors, features)]
+    arrays = [_numpy(array) for array in (pre_BM, *vectors, out_BM)]
     in_threads(lambda lo, hi: activations.activate_rows(*arrays, lo, hi), even_ranges(len(pre_BM)))
-    return features, pre_BM
+    return out_BM, pre_BM
 
 
 def back_to_pre(
@@ -241,17 +240,27 @@ def back_to_pre(
     gate_BM: Tensor,
     d_f_BM: Tensor,
     d_gate_BM: Tensor,
+    penalty: float,
     b_mag_M: Tensor,
     r_mag_M: Tensor,
 ) -> tuple[Tensor, DenseTotals]:
-    """∂π, in the memory of `d_gate`, and what sums over the rows give."""
-    inputs = (features_BM, gate_BM, d_f_BM, d_gate_BM, b_mag_M, r_mag_M.exp())
-    totals = np.zeros((4, len(b_mag_M)))
-    arrays = (*(_numpy(array) for array in inputs), *totals)
+    """∂π, in the memory of `d_gate`, and what sums over the rows give.
+
+    Args:
+        penalty: what the sparsity loss adds to ∂π_gate of every open gate.
+    """
+    inputs = (features_BM, gate_BM, d_f_BM, d_gate_BM, r_mag_M.exp())
+    totals = np.zeros((3, len(b_mag_M)))
+    arrays = (*(_numpy(array) for array in inputs), np.float32(penalty), *totals)
     in_threads(
         lambda lo, hi: activations.back_to_pre_columns(*arrays, lo, hi), even_ranges(len(b_mag_M))
     )
-    return d_gate_BM, DenseTotals(*torch.from_numpy(totals).float().unbind())
+    d_magnitude_M, d_weighted_M, d_gate_M = torch.from_numpy(totals)
+    # Where f > 0, exp(r_mag) π = f − b_mag.
+    d_r_mag_M = d_weighted_M - b_mag_M * d_magnitude_M
+    d_pre_M = r_mag_M.exp() * d_magnitude_M + d_gate_M
+    sums = (d_magnitude_M, d_r_mag_M, d_gate_M, d_pre_M)
+    return d_gate_BM, DenseTotals(*(total.float() for total in sums))
 
 
 def _balanced(starts: Tensor) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gated_plugin.engine.dispatch import operations_for
-from gated_plugin.engine.gradients import gradient_memory
+from gated_plugin.engine.kept_memory import ACTIVATIONS, GRADIENTS
 from gated_plugin.engine.support import EncoderWeights
 
 
@@ -38,7 +38,9 @@ class DenseStep(torch.autograd.Function):
         B = len(x_BN)
         weights = EncoderWeights(W_enc_NM, b_gate_M, b_mag_M, r_mag_M)
         operations = operations_for(seen_BN, W_enc_NM)
-        features, gate = operations.activate(seen_BN @ W_enc_NM, weights)
+        shape = (B, W_enc_NM.shape[1])
+        pre = torch.mm(seen_BN, W_enc_NM, out=ACTIVATIONS.take(W_dec_MN, shape))
+        features, gate = operations.activate(pre, weights, ACTIVATIONS.take(W_dec_MN, shape))
         x_hat = torch.addmm(b_dec_N, features, W_dec_MN)
         error = x_hat - x_BN
         frozen_error = torch.addmm(b_dec_N, gate, W_dec_MN).sub_(x_BN)
@@ -72,19 +74,18 @@ class DenseStep(torch.autograd.Function):
         d_x_hat = 2 / B * or_zero(d_reconstruction) * error_BN
         if d_x_hat_BN is not None:
             d_x_hat = d_x_hat + d_x_hat_BN
-        d_f_BM = d_x_hat @ W_dec_MN.T
+        d_f_BM, d_gate_BM = (ACTIVATIONS.take(W_dec_MN, features_BM.shape) for _ in range(2))
+        torch.mm(d_x_hat, W_dec_MN.T, out=d_f_BM)
         if d_features_BM is not None:
             d_f_BM += d_features_BM
-        d_gate_BM = (2 / B * or_zero(d_auxiliary) * frozen_BN) @ W_dec_MN.T
-        d_gate_BM += ctx.l1 / B * or_zero(d_sparsity)
+        torch.mm(2 / B * or_zero(d_auxiliary) * frozen_BN, W_dec_MN.T, out=d_gate_BM)
+        penalty = ctx.l1 / B * or_zero(d_sparsity)
         d_pre_BM, totals = ctx.operations.back_to_pre(
-            features_BM, gate_BM, d_f_BM, d_gate_BM, b_mag_M, r_mag_M
+            features_BM, gate_BM, d_f_BM, d_gate_BM, float(penalty), b_mag_M, r_mag_M
         )
         W_enc_MN = W_enc_NM.T
-        d_W_enc_MN, d_W_dec_MN = (
-            gradient_memory(W_enc_NM, W_enc_MN),
-            gradient_memory(W_dec_MN, W_dec_MN),
-        )
+        d_W_enc_MN = GRADIENTS.take(W_enc_NM, W_enc_MN.shape)
+        d_W_dec_MN = GRADIENTS.take(W_dec_MN, W_dec_MN.shape)
         torch.mm(d_pre_BM.T, seen_BN, out=d_W_enc_MN)
         torch.mm(features_BM.T, d_x_hat, out=d_W_dec_MN)
         d_b_dec_N = d_x_hat.sum(0)

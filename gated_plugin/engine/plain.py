@@ -124,10 +124,10 @@ def total_by_feature(by: ByFeature, values_K: Tensor) -> Tensor:
     return torch.segment_reduce(values_K[by.order], "sum", offsets=by.starts, initial=0)
 
 
-def activate(pre_BM: Tensor, weights: EncoderWeights) -> tuple[Tensor, Tensor]:
-    """Dense features and ReLU(π_gate); the latter in the memory of `pre`."""
-    f = features(pre_BM, magnitude_pre(pre_BM, weights), weights)
-    return f, torch.relu_(pre_BM.add_(weights.b_gate_M))
+def activate(pre_BM: Tensor, weights: EncoderWeights, out_BM: Tensor) -> tuple[Tensor, Tensor]:
+    """Dense features in the memory of `out`, and ReLU(π_gate) in that of `pre`."""
+    out_BM.copy_(features(pre_BM, magnitude_pre(pre_BM, weights), weights))
+    return out_BM, torch.relu_(pre_BM.add_(weights.b_gate_M))
 
 
 def back_to_pre(
@@ -135,12 +135,17 @@ def back_to_pre(
     gate_BM: Tensor,
     d_f_BM: Tensor,
     d_gate_BM: Tensor,
+    penalty: float,
     b_mag_M: Tensor,
     r_mag_M: Tensor,
 ) -> tuple[Tensor, DenseTotals]:
-    """∂π, in the memory of `d_gate`, and what sums over the rows give."""
+    """∂π, in the memory of `d_gate`, and what sums over the rows give.
+
+    Args:
+        penalty: what the sparsity loss adds to ∂π_gate of every open gate.
+    """
     d_f_BM.mul_(features_BM > 0)
-    d_gate_BM.mul_(gate_BM > 0)
+    d_gate_BM.add_(penalty).mul_(gate_BM > 0)
     d_gate_M, d_magnitude_M = d_gate_BM.sum(0), d_f_BM.sum(0)
     d_r_mag_M = (d_f_BM * (features_BM - b_mag_M)).sum(0)
     d_pre_BM = d_gate_BM.addcmul_(d_f_BM, r_mag_M.exp())

@@ -23,9 +23,9 @@ from torch.autograd.function import once_differentiable
 
 from gated_plugin.engine import reference
 from gated_plugin.engine.dense import DenseStep, or_zero
-from gated_plugin.engine.dispatch import DENSE, DENSEST_STEP, Choice, choose, implementation
+from gated_plugin.engine.dispatch import DENSE, Choice, choose, densest_step, implementation
 from gated_plugin.engine.features import StepFeatures
-from gated_plugin.engine.gradients import gradient_memory
+from gated_plugin.engine.kept_memory import ACTIVATIONS, GRADIENTS
 from gated_plugin.engine.support import EncoderWeights, Support
 from gated_plugin.loss import GatedLoss
 
@@ -59,13 +59,14 @@ def gated_step(
         impl: "numba", "torch", "dense" or "reference"; None chooses.
     """
     seen_BN = x_BN - b_dec_N.detach() if centred else x_BN
-    choice = choose(seen_BN, weights, impl, DENSEST_STEP)
+    choice = choose(seen_BN, weights, impl, densest_step(weights.W_enc_NM))
     support = None
     if choice.impl not in DENSE:
         operations = implementation(choice.impl)
         with torch.no_grad():
             support = operations.find_support(seen_BN, weights, choice.screened)
     if support is not None:
+        ACTIVATIONS.release(W_dec_MN)
         inputs = (*weights, W_dec_MN, b_dec_N)
         *terms, x_hat, values = _SparseStep.apply(
             operations, support, x_BN, seen_BN, l1, centred, *inputs
@@ -142,10 +143,10 @@ class _SparseStep(torch.autograd.Function):
 
         by = operations.sort_by_feature(codes)
         d_W_enc_MN = operations.sum_by_feature(
-            by, d_pre_K, ctx.seen_BN, gradient_memory(W_enc_NM, W_enc_MN)
+            by, d_pre_K, ctx.seen_BN, GRADIENTS.take(W_enc_NM, W_enc_MN.shape)
         )
         d_W_dec_MN = operations.sum_by_feature(
-            by, codes.values, d_x_hat, gradient_memory(W_dec_MN, W_dec_MN)
+            by, codes.values, d_x_hat, GRADIENTS.take(W_dec_MN, W_dec_MN.shape)
         )
         d_b_dec_N = d_x_hat.sum(0)
         if ctx.centred:

@@ -29,7 +29,9 @@ def adversary(make: Callable[[int, int, int], Pair]) -> Callable[[int, int, int]
 
 
 def both(B: int, N: int, M: int, value: float) -> Pair:
-    return torch.full((B, N), value), torch.full((M, N), value)
+    """The same value everywhere, but for rows of x that lack some coordinates."""
+    here = torch.rand(B, N) < torch.linspace(1, 0.1, B)[:, None]
+    return here * value, torch.full((M, N), value)
 
 
 @adversary
@@ -54,7 +56,7 @@ def all_ties(B, N, M):
 
 @adversary
 def one_operand_rounded(B, N, M):
-    return torch.full((B, N), BELOW), torch.ones(M, N)
+    return both(B, N, M, BELOW)[0], torch.ones(M, N)
 
 
 @adversary
@@ -148,12 +150,14 @@ def products_that_underflow(B, N, M):
 
 @adversary
 def squares_that_underflow(B, N, M):
-    return torch.full((B, N), BELOW * 2.0**-75.4), torch.full((M, N), BELOW * 2.0**40)
+    x, w = both(B, N, M, BELOW)
+    return x * 2.0**-75.4, w * 2.0**40
 
 
 @adversary
-def squares_of_residuals_that_underflow(B, N, M):
-    return torch.full((B, N), BELOW * 2.0**-67), torch.full((M, N), BELOW * 2.0**50)
+def residuals_whose_squares_underflow(B, N, M):
+    x, w = residuals_that_do_not_cancel(B, N, M)
+    return x * 2.0**-56, w * 2.0**54
 
 
 @adversary

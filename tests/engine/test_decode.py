@@ -62,10 +62,10 @@ class TestBesideFloat64:
             assert torch.equal(given[name], value), f"{name} was written to"
 
     @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-    @pytest.mark.parametrize("name", SOURCES)
-    def test_every_gradient_alone_is_the_truth(self, shape, share, impl, name):
+    def test_every_gradient_alone_is_the_truth(self, shape, share, impl):
         given, (_, gradients) = operands(shape, share), truth(shape, share)
-        assert relative_error(gradient(given, name, impl), gradients[name]) < 1e-5
+        for name in SOURCES:
+            assert relative_error(gradient(given, name, impl), gradients[name]) < 1e-5, name
 
     def test_plain_torch_in_float64_is_the_truth(self, shape, share):
         given, (expected, gradients) = operands(shape, share), truth(shape, share)

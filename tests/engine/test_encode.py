@@ -62,10 +62,11 @@ class TestBesideFloat64:
             assert torch.equal(codes.features, features)
 
     @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-    @pytest.mark.parametrize("name", SOURCES)
-    def test_every_gradient_alone_is_the_truth(self, shape, share, impl, name):
+    def test_every_gradient_alone_is_the_truth(self, shape, share, impl):
         p, (_, gradients) = problem(*shape, share), truth((*shape, share))
-        assert relative_error(gradient(p, name, by_codes(impl)), gradients[name]) < 1e-5
+        for name in SOURCES:
+            found = gradient(p, name, by_codes(impl))
+            assert relative_error(found, gradients[name]) < 1e-5, name
 
     def test_plain_torch_in_float64_is_the_truth(self, shape, share):
         p, (expected, gradients) = problem(*shape, share), truth((*shape, share))
