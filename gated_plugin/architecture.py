@@ -22,7 +22,7 @@ from gated_plugin.engine import reference
 from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.decode import decode
 from gated_plugin.engine.densify import sparsify
-from gated_plugin.engine.encode import encode, encode_dense
+from gated_plugin.engine.encode import encode, encode_dense, encode_either
 from gated_plugin.engine.support import EncoderWeights
 from gated_plugin.errors import GatedError
 
@@ -78,7 +78,7 @@ class GatedBase(SAE[Any]):
         if not self.engine_serves(centred) or has_listener(self.hook_sae_acts_post):
             return SparseCodes.from_dense(self.gated_code(centred).features)
         codes, _ = encode(centred.reshape(-1, self.cfg.d_in), self.feature_major_weights())
-        return codes.with_shape(torch.Size((*centred.shape[:-1], self.cfg.d_sae)))
+        return codes.view(*centred.shape[:-1], self.cfg.d_sae)
 
     @override
     def decode(self, feature_acts: Tensor | SparseCodes) -> Tensor:
@@ -91,7 +91,14 @@ class GatedBase(SAE[Any]):
         """Reconstructions of activations [..., d_in]; the features stay sparse on the way."""
         if self.use_error_term or has_listener(self.hook_sae_acts_post):
             return super().forward(x)
-        out: Tensor = self.hook_sae_output(self.decode(self.encode_sparse(x)))
+        centred = self.process_sae_in(x)
+        if self.engine_serves(centred):
+            rows = centred.reshape(-1, self.cfg.d_in)
+            features, _ = encode_either(rows, self.feature_major_weights())
+            features = features.view(*centred.shape[:-1], self.cfg.d_sae)
+        else:
+            features = self.gated_code(centred).features
+        out: Tensor = self.hook_sae_output(self.decode(features))
         return out
 
     def _reconstruct(self, features: Tensor | SparseCodes) -> Tensor:
@@ -121,7 +128,8 @@ class GatedBase(SAE[Any]):
         That is how the engine reads it; the shape stays [d_in, d_sae].
         """
         if self.W_enc.stride(0) != 1:
-            self.W_enc.data = self.W_enc.data.T.contiguous().T
+            with torch.inference_mode(False):  # else W_enc could never be trained again
+                self.W_enc.data = self.W_enc.data.T.contiguous().T
         return self.encoder_weights()
 
     def encoder_weights(self) -> EncoderWeights:

@@ -21,6 +21,7 @@ keep the activation scaling that their weights were trained with."""
 SEAMS = {
     "sae_lens.registry": ("SAE_CLASS_REGISTRY", "SAE_TRAINING_CLASS_REGISTRY"),
     "sae_lens.saes.gated_sae": (
+        "GatedSAE.decode",
         "GatedSAE.encode",
         "GatedSAE.fold_W_dec_norm",
         "GatedSAEConfig.architecture",
@@ -34,6 +35,7 @@ SEAMS = {
     "sae_lens.saes.sae": (
         "SAE._setup_activation_normalization",
         "SAE.fold_activation_norm_scaling_factor",
+        "SAE.forward",
         "SAE.initialize_weights",
         "SAE.process_sae_in",
         "SAE.process_state_dict_for_loading",

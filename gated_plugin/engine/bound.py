@@ -11,7 +11,7 @@ Let x, w be float32 vectors of length n, x̃, w̃ what the product is computed f
 The residuals ‖x − x̃‖ and ‖w − w̃‖ are measured, not bounded: about 0.58 of the worst case. What
 decides afterwards is itself a float32 product with an error of γ ‖x‖ ‖w‖, so γ is taken twice.
 Norms are computed in float32, with an error of γ relative to themselves, which `SLACK` covers, and
-of √n·2⁻⁷⁴ where squares underflow, which is added to them.
+of √n·2⁻⁶³ where squares underflow (and denormals are flushed), which is added to them.
 
 For a float32 tile x̃ = x and w̃ = w: only the two γ terms and the underflow stay, so the support
 does not depend on the precision that was searched in. (Issue 4; Higham, Accuracy and Stability
@@ -93,9 +93,10 @@ def float32_bound(n: int, norm_B: Tensor, norm_M: Tensor) -> Bound:
     )
 
 
-def can_be_bounded(norm_B: Tensor, norm_M: Tensor) -> bool:
-    """Whether no operand is NaN, infinite, or so large that products could overflow."""
-    return bool(norm_B.max() < LARGEST_NORM) and bool(norm_M.max() < LARGEST_NORM)
+def can_be_bounded(norm_B: Tensor, norm_M: Tensor, b_gate_M: Tensor) -> bool:
+    """Whether nothing is NaN, no operand infinite, or so large that products could overflow."""
+    small = bool((norm_B < LARGEST_NORM).all()) and bool((norm_M < LARGEST_NORM).all())
+    return small and not b_gate_M.isnan().any()
 
 
 def _gamma(n: int) -> float:
@@ -103,7 +104,7 @@ def _gamma(n: int) -> float:
 
 
 def _underflown(n: int) -> float:
-    return n**0.5 * 2.0**-74
+    return n**0.5 * 2.0**-63
 
 
 def _floor(n: int, norm_B: Tensor, norm_M: Tensor) -> Tensor:

@@ -47,9 +47,9 @@ class SparseCodes:
         """The same support with other values [K]."""
         return replace(self, values=values)
 
-    def with_shape(self, shape: torch.Size) -> SparseCodes:
+    def view(self, *shape: int) -> SparseCodes:
         """The same rows under other leading dimensions."""
-        return replace(self, shape=shape)
+        return replace(self, shape=torch.Size(shape))
 
     def to_dense(self) -> Tensor:
         """[..., d_sae]; differentiable in the values."""
@@ -89,15 +89,16 @@ class SparseCodes:
         Raises:
             GatedError: the tensor has another layout.
         """
-        if tensor.layout == torch.sparse_csr:
+        if tensor.layout == torch.sparse_csr and tensor.dim() == 2 and not tensor.dense_dim():
             offsets, features = tensor.crow_indices().long(), tensor.col_indices().long()
             return cls(
                 offsets=offsets, features=features, values=tensor.values(), shape=tensor.shape
             )
         if tensor.layout != torch.sparse_coo or tensor.dense_dim():
             raise GatedError(
-                f"Sparse codes cannot be made of a tensor of layout {tensor.layout} with "
-                f"{tensor.dense_dim()} dense dimensions; give torch.sparse_coo or torch.sparse_csr."
+                f"Sparse codes cannot be made of a tensor of layout {tensor.layout}, shape "
+                f"{tuple(tensor.shape)} and {tensor.dense_dim()} dense dimensions; give "
+                "torch.sparse_coo or torch.sparse_csr, the latter of two dimensions."
             )
         tensor = tensor.coalesce()
         *leading, features = tensor.indices()

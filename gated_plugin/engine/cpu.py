@@ -58,10 +58,10 @@ class _RowBlock:
         self.ranges = even_ranges(len(x_BN))
         self.found: list[list[tuple[Any, Any, Any]]] = [[] for _ in self.ranges]
 
-    def search(self, tile: _Rounded, first: int, b_gate_M: Any) -> bool:
+    def search(self, tile: _Rounded, first: int, b_gate_F: Tensor) -> bool:
         """Find the open gates of the features from `first` on; False if nothing can be certain."""
         x, screened, F = self.x, self.screened, len(tile.exact)
-        if not can_be_bounded(x.norm, tile.norm):
+        if not can_be_bounded(x.norm, tile.norm, b_gate_F):
             return False
         bound = bound_of_product(
             x.exact.shape[1], screened, x.norm, x.residual, tile.norm, tile.residual
@@ -70,8 +70,7 @@ class _RowBlock:
         products = self.products[: len(left) * F].view(-1, F)
         torch.mm(left, right.T, out=products)
         products = products.view(torch.int16) if screened else products
-        b_gate = b_gate_M[first : first + F]
-        arrays = (products, x.exact, tile.exact, *bound[1:])
+        arrays = (products, x.exact, tile.exact, *bound[1:], b_gate_F)
         inputs = [_numpy(array) for array in arrays]
 
         def work(lo: int, hi: int) -> tuple[Any, Any, Any]:
@@ -82,9 +81,7 @@ class _RowBlock:
                     np.empty(room, np.int32),
                     np.empty(room, np.float32),
                 )
-                n = search.open_gates(
-                    *inputs, b_gate, np.float32(bound.slope), self.near, lo, hi, *found
-                )
+                n = search.open_gates(*inputs, np.float32(bound.slope), self.near, lo, hi, *found)
                 if n <= room:
                     rows, features, pre = (array[:n].copy() for array in found)
                     return rows, features + np.int32(first), pre
@@ -107,13 +104,12 @@ def find_support(x_BN: Tensor, weights: EncoderWeights, screened: bool) -> Suppo
         None if an operand is not finite or too large for the bound to hold.
     """
     x_BN, W_MN = x_BN.contiguous(), weights.W_enc_NM.T.contiguous()
-    b_gate = _numpy(weights.b_gate_M)
     F = TILE_FEATURES
     starts = range(0, len(x_BN), BLOCK_ROWS)
     blocks = [_RowBlock(x_BN[at : at + BLOCK_ROWS], at, F, screened) for at in starts]
     for first in range(0, len(W_MN), F):
-        tile = _Rounded(W_MN[first : first + F])
-        if not all(block.search(tile, first, b_gate) for block in blocks):
+        tile, b_gate_F = _Rounded(W_MN[first : first + F]), weights.b_gate_M[first : first + F]
+        if not all(block.search(tile, first, b_gate_F) for block in blocks):
             return None
     return _in_row_order(blocks, weights, len(x_BN))
 
@@ -178,7 +174,7 @@ def gather(dense_BM: Tensor) -> SparseCodes:
 
 def decode(codes: SparseCodes, W_MN: Tensor, b_N: Tensor) -> Tensor:
     """b + Σ value · W[feature]: [B, N]."""
-    out = b_N.expand(len(codes.offsets) - 1, -1).contiguous()
+    out = b_N.detach().repeat(len(codes.offsets) - 1, 1)
     arrays = (*_arrays(codes), _numpy(codes.values), _numpy(W_MN), _numpy(out))
     in_threads(lambda lo, hi: gathers.decode_rows(*arrays, lo, hi), even_ranges(len(out)))
     return out

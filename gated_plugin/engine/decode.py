@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.dispatch import DENSE, choose_for_codes, implementation
+from gated_plugin.errors import GatedError
 
 
 def decode(
@@ -23,7 +24,15 @@ def decode(
 
     Args:
         impl: "numba", "torch", "dense" or "reference"; None chooses.
+
+    Raises:
+        GatedError: the codes are not as wide as the decoder.
     """
+    if codes.shape[-1] != len(W_dec_MN):
+        raise GatedError(
+            f"The codes have d_sae = {codes.shape[-1]}, but this decoder has {len(W_dec_MN)}; "
+            "decode them with the SAE that encoded them."
+        )
     impl = choose_for_codes(codes.values, W_dec_MN, codes.density, impl)
     if impl in DENSE:
         return codes.to_dense() @ W_dec_MN + b_dec_N

@@ -37,7 +37,7 @@ def sparsify(features: Tensor, W_MN: Tensor) -> SparseCodes | None:
     if impl != "numba":
         return None
     codes: SparseCodes = implementation(impl).gather(flat)
-    return codes.with_shape(features.shape)
+    return codes.view(*features.shape)
 
 
 class _Densify(torch.autograd.Function):

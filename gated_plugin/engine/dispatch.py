@@ -51,6 +51,7 @@ def choose_for_codes(values_K: Tensor, W_MN: Tensor, density: float, impl: str |
     impl = impl or options().impl
     check_impl(impl)
     if impl != "auto":
+        _require_served(impl, values_K, W_MN)
         return impl
     if not density <= DENSEST_ENCODE:
         return "dense"
@@ -77,6 +78,7 @@ def choose(x_BN: Tensor, weights: EncoderWeights, impl: str | None, densest: flo
         if not density <= densest:
             return Choice("dense", False, density)
         impl = "numba"
+    _require_served(impl, x_BN, weights.W_enc_NM)
     return Choice(impl, _screened(x_BN), density)
 
 
@@ -115,6 +117,15 @@ def densest_step(W_enc_NM: Tensor) -> float:
 def operations_for(x_BN: Tensor, W_NM: Tensor) -> ModuleType:
     """The operations that are at hand for these tensors, whatever the options say."""
     return implementation("numba" if compiled_kernels_serve(x_BN, W_NM) else "torch")
+
+
+def _require_served(impl: str, *tensors: Tensor) -> None:
+    if impl == "numba" and _has_numba() and not compiled_kernels_serve(*tensors):
+        kinds = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
+        raise GatedError(
+            f"impl='numba' computes in float32 on a CPU, but was given {kinds}; take "
+            "impl='torch', or 'auto'."
+        )
 
 
 def _screened(x_BN: Tensor) -> bool:

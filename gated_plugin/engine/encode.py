@@ -31,36 +31,32 @@ def encode(
         x_BN: what the encoder sees: activations less `b_dec`.
         impl: "numba", "torch", "dense" or "reference"; None chooses.
     """
-    choice = choose(x_BN, weights, impl, DENSEST_ENCODE)
-    codes = _on_support(x_BN, weights, choice)
-    if codes is None:
-        choice = choice._replace(impl="dense", screened=False)
-        codes = SparseCodes.from_dense(reference.encode(x_BN, weights))
-    return codes, choice
+    code, choice = encode_either(x_BN, weights, impl=impl)
+    return (SparseCodes.from_dense(code) if isinstance(code, Tensor) else code), choice
 
 
 def encode_dense(
     x_BN: Tensor, weights: EncoderWeights, *, impl: str | None = None
 ) -> tuple[Tensor, Choice]:
     """`encode`, with its result as a dense tensor [B, M]."""
+    code, choice = encode_either(x_BN, weights, impl=impl)
+    return (code if isinstance(code, Tensor) else densify(code)), choice
+
+
+def encode_either(
+    x_BN: Tensor, weights: EncoderWeights, *, impl: str | None = None
+) -> tuple[SparseCodes | Tensor, Choice]:
+    """`encode`, with its result as what served it has it: sparse codes or a dense tensor."""
     choice = choose(x_BN, weights, impl, DENSEST_ENCODE)
-    codes = _on_support(x_BN, weights, choice)
-    if codes is None:
-        return reference.encode(x_BN, weights), choice._replace(impl="dense", screened=False)
-    return densify(codes), choice
-
-
-def _on_support(x_BN: Tensor, weights: EncoderWeights, choice: Choice) -> SparseCodes | None:
-    """None where the choice, or an operand that cannot be bounded, leaves the dense product."""
-    if choice.impl in DENSE:
-        return None
-    operations = implementation(choice.impl)
-    with torch.no_grad():
-        support = operations.find_support(x_BN, weights, choice.screened)
-    if support is None:
-        return None
-    values = _Magnitude.apply(operations, support, x_BN, *weights)
-    return support.codes.with_values(values)
+    if choice.impl not in DENSE:
+        operations = implementation(choice.impl)
+        with torch.no_grad():
+            support = operations.find_support(x_BN, weights, choice.screened)
+        if support is not None:
+            values = _Magnitude.apply(operations, support, x_BN, *weights)
+            return support.codes.with_values(values), choice
+        choice = choice._replace(impl="dense", screened=False)
+    return reference.encode(x_BN, weights), choice
 
 
 class _Magnitude(torch.autograd.Function):

@@ -44,11 +44,11 @@ class StepFeatures(Tensor):
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.__name__ == "__get__" or func in METADATA:
+        if func in METADATA or getattr(func, "__self__", None) in PROPERTIES:
             return super().__torch_function__(func, types, args, kwargs)
         if func in ON_THE_SUPPORT and isinstance(args[0], cls) and args[0].dense is None:
             result = ON_THE_SUPPORT[func](args[0].codes, *args[1:], **kwargs)
-            if result is not NotImplemented:
+            if result is not None:
                 return result
         return cls.__torch_dispatch__(func, types, args, kwargs)
 
@@ -66,27 +66,45 @@ def _materialised(features: StepFeatures) -> Tensor:
     return features.dense
 
 
-def _cast_to(dtype: torch.dtype) -> Callable[[SparseCodes], StepFeatures]:
-    return lambda codes: StepFeatures(codes.with_values(codes.values.to(dtype)))
+def _cast_to(dtype: torch.dtype) -> Callable[..., StepFeatures | None]:
+    def cast(codes: SparseCodes, **kwargs: Any) -> StepFeatures | None:
+        return None if kwargs else StepFeatures(codes.with_values(codes.values.to(dtype)))
+
+    return cast
 
 
-def _sum(codes: SparseCodes, dim: Any = None) -> Any:
-    if not codes.values.is_floating_point():
-        return NotImplemented
+def _detach(codes: SparseCodes) -> StepFeatures:
+    return StepFeatures(codes.with_values(codes.values.detach()))
+
+
+def _sum(codes: SparseCodes, dim: Any = None, **kwargs: Any) -> Tensor | None:
+    """None where the dense tensor has to be summed."""
+    if kwargs or not codes.values.is_floating_point():
+        return None
     if dim is None:
         return codes.values.sum()
     if dim in (0, -2):
         return codes.values.new_zeros(codes.shape[1]).index_add(0, codes.features, codes.values)
     if dim in (1, -1):
         return codes.values.new_zeros(codes.shape[0]).index_add(0, codes.rows, codes.values)
-    return NotImplemented
+    return None
 
 
 METADATA = (Tensor.__len__, Tensor.dim, Tensor.numel, Tensor.size)
 
+PROPERTIES = (
+    Tensor.device,
+    Tensor.dtype,
+    Tensor.is_sparse,
+    Tensor.layout,
+    Tensor.ndim,
+    Tensor.requires_grad,
+    Tensor.shape,
+)
+
 ON_THE_SUPPORT: dict[Any, Callable[..., Any]] = {
     Tensor.bool: _cast_to(torch.bool),
     Tensor.float: _cast_to(torch.float32),
-    Tensor.detach: lambda codes: StepFeatures(codes.with_values(codes.values.detach())),
+    Tensor.detach: _detach,
     Tensor.sum: _sum,
 }

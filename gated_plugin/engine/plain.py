@@ -53,7 +53,7 @@ def _candidates(
 ) -> tuple[Tensor, Tensor] | None:
     left, right = (x_BN.bfloat16(), W_FN.bfloat16()) if screened else (x_BN, W_FN)
     norm_B, norm_F = x_BN.norm(dim=1), W_FN.norm(dim=1)
-    if not can_be_bounded(norm_B, norm_F):
+    if not can_be_bounded(norm_B, norm_F, b_gate_F):
         return None
     residuals = (x_BN - x_BN.bfloat16()).norm(dim=1), (W_FN - W_FN.bfloat16()).norm(dim=1)
     bound = bound_of_product(x_BN.shape[1], screened, norm_B, residuals[0], norm_F, residuals[1])

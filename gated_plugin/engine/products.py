@@ -41,7 +41,7 @@ def _measured_to_pay() -> bool:
     rows, n, features = PROBE
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
-        x, w = torch.randn(rows, n).to(dtype), torch.randn(features, n).to(dtype)
+        x, w = torch.ones(rows, n, dtype=dtype), torch.ones(features, n, dtype=dtype)
         out = torch.empty(rows, features, dtype=dtype)
         times[dtype] = min(_seconds(x, w, out) for _ in range(4))
     return times[torch.bfloat16] < WORTH_SCREENING * times[torch.float32]

@@ -16,12 +16,11 @@ from gated_plugin.engine.support import EncoderWeights
 
 SHAPES = [
     (1, 1, 2),
-    (1, 252, 4100),
+    (1, 7, 4100),
     (3, 7, 123),
     (3, 123, 2050),
     (33, 1, 2050),
-    (33, 252, 123),
-    (252, 7, 507),
+    (33, 252, 507),
     (252, 123, 123),
 ]
 SHARES = {"none open": 0.0, "few open": 0.03, "many open": 0.3, "all open": 1.0}

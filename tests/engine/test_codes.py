@@ -103,7 +103,7 @@ def test_dense_codes_pass_gradients_both_ways():
 
 def test_other_values_and_another_shape_keep_the_support():
     codes = SparseCodes.from_dense(dense_codes((6, 11), 0.5))
-    doubled = codes.with_values(2 * codes.values).with_shape(torch.Size((2, 3, 11)))
+    doubled = codes.with_values(2 * codes.values).view(2, 3, 11)
     assert torch.equal(doubled.to_dense(), 2 * codes.to_dense().view(2, 3, 11))
 
 

@@ -158,8 +158,7 @@ class TestAsTold:
     @pytest.mark.parametrize("impl", [name for name in IMPLEMENTATIONS if name != "auto"])
     def test_every_implementation_serves_if_asked_for(self, impl):
         p = few_open(rows=3)
-        encoded = "dense" if impl == "reference" else impl
-        expected = {"encode": encoded, "encode_dense": encoded, "gated_step": impl}
+        expected = dict.fromkeys(("encode", "encode_dense", "gated_step"), impl)
         assert {door: choice.impl for door, choice in choices(p, impl=impl).items()} == expected
         with use(impl=impl):
             assert {door: choice.impl for door, choice in choices(p).items()} == expected

@@ -86,10 +86,13 @@ class TestBesideFloat64:
         p = problem(*shape, share, centred=centred)
         assert_is(evaluate(p, by(impl, centred)), truth(shape, share, centred), 1e-5)
 
-    @pytest.mark.parametrize("impl", ["torch", "dense"])
-    def test_float64_is_the_truth(self, shape, share, centred, impl):
-        p = problem(*shape, share, centred=centred).to(torch.float64)
-        assert_is(evaluate(p, by(impl, centred)), truth(shape, share, centred), 1e-12)
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("share", SHARES.values(), ids=SHARES.keys())
+@pytest.mark.parametrize("impl", ["torch", "dense"])
+def test_float64_is_the_truth(shape, share, impl):
+    p = problem(*shape, share, centred=True).to(torch.float64)
+    assert_is(evaluate(p, by(impl, True)), truth(shape, share, True), 1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

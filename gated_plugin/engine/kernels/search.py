@@ -97,7 +97,7 @@ def place_by_row(rows, features_found, pre_found, next_B, b_gate_M, b_mag_M, sca
         next_B[b] = at + 1
         features[at], pre[at], gate[at] = j, p, p + b_gate_M[j]
         value = scale_M[j] * p + b_mag_M[j]
-        magnitude[at] = value if value > 0 else ZERO
+        magnitude[at] = ZERO if value <= 0 else value
 
 
 @jit
