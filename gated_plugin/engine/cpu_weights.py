@@ -17,28 +17,33 @@ from gated_plugin.engine.threads import even_ranges, in_threads
 def adam_step(
     W_MN: Tensor,
     gradient_MN: Tensor,
+    first_MN: Tensor,
     square_MN: Tensor,
     last_step_M: Tensor,
     *,
     step: int,
     lr: float,
-    beta2: float,
+    betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """Adam with β1 = 0 on the rows whose gradient is not 0 (arXiv 1412.6980, algorithm 1).
+    """Adam on the rows whose gradient or first moment is not 0 (arXiv 1412.6980, algorithm 1).
 
-    A row with gradient 0 does not move, and its second moment `square` only decays: that is put
+    A row where both are 0 does not move, and its second moment `square` only decays: that is put
     off until the row is touched again, or until `pay_decay`.
 
     Args:
+        first_MN: the first moment; with β1 = 0 the gradient itself.
         last_step_M: the step at which each row's second moment was last brought up to date; int64.
         step: this step, from 1 on.
     """
-    arrays = [t.detach().numpy() for t in (W_MN, gradient_MN, square_MN, last_step_M)]
-    inverse_correction = 1 / sqrt(1 - beta2**step)
-    scalars = (step, *(np.float32(v) for v in (lr, beta2, inverse_correction, eps)))
+    weights = (W_MN, gradient_MN, first_MN, square_MN, last_step_M)
+    arrays = [t.detach().numpy() for t in weights]
+    beta1, beta2 = betas
+    corrected = (lr / (1 - beta1**step), beta1, beta2, 1 / sqrt(1 - beta2**step), eps)
+    scalars = [np.float32(value) for value in corrected]
     in_threads(
-        lambda lo, hi: weight_rows.adam_rows(*arrays, *scalars, lo, hi), even_ranges(len(W_MN))
+        lambda lo, hi: weight_rows.adam_rows(*arrays, step, *scalars, lo, hi),
+        even_ranges(len(W_MN)),
     )
 
 

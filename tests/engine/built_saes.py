@@ -18,8 +18,8 @@ FEW, MANY = 0.03, 0.3
 AnySAE = TypeVar("AnySAE", bound=SAE)
 
 
-def sparse_problem(share: float = FEW) -> Problem:
-    return problem(252, N, M, share, centred=True)
+def sparse_problem(share: float = FEW, *, centred: bool = True) -> Problem:
+    return problem(252, N, M, share, centred=centred)
 
 
 def weights_of(p: Problem) -> dict[str, Tensor]:
@@ -35,8 +35,9 @@ def training_sae(share: float = FEW, **fields: object) -> GatedTrainingSAE:
 
 
 def _filled(sae: AnySAE, share: float) -> AnySAE:
+    p = sparse_problem(share, centred=sae.cfg.apply_b_dec_to_input)
     with torch.no_grad():
-        for name, value in weights_of(sparse_problem(share)).items():
+        for name, value in weights_of(p).items():
             getattr(sae, name).copy_(value)
     return sae
 

@@ -33,7 +33,8 @@ def truth(p: Problem, x: Tensor | None = None) -> tuple[list[Tensor], dict[str, 
     exact = {name: weight.double().requires_grad_() for name, weight in weights_of(p).items()}
     x = (p.x_BN if x is None else x).detach().double().requires_grad_()
     *encoder, W_dec, b_dec = exact.values()
-    losses, _, _ = reference.step(x - b_dec, x, EncoderWeights(*encoder), W_dec, b_dec, L1)
+    seen = x - b_dec if p.centred else x
+    losses, _, _ = reference.step(seen, x, EncoderWeights(*encoder), W_dec, b_dec, L1)
     gradients = torch.autograd.grad(torch.stack(list(losses)).sum(), [*exact.values(), x])
     return list(losses), dict(zip((*WEIGHTS, "x"), gradients, strict=True))
 
@@ -177,6 +178,11 @@ class TestTraining:
             assert found.item() == pytest.approx(expected.item(), rel=1e-6)
         assert torch.equal(output.feature_acts.to_dense() > 0, sae.encode(p.x_BN) > 0)
         assert_gradients(sae, p.x_BN, gradients, 1e-5)
+
+    def test_the_encoder_may_see_activations_as_they_are(self):
+        sae, p = training_sae(apply_b_dec_to_input=False), sparse_problem(centred=False)
+        assert_gradients(sae, p.x_BN, truth(p)[1], 1e-5)
+        assert sae.engine_choice.impl == "numba"
 
     def test_activations_that_want_a_gradient_get_it(self):
         sae, p = training_sae(), sparse_problem()

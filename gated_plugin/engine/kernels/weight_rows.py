@@ -44,24 +44,28 @@ def decay_row(v, factor, times):
 
 
 @jit
-def adam_rows(W_MN, gradient_MN, square_MN, last_step_M, step, lr, beta2, inverse_correction, eps,
-              lo, hi):  # fmt: skip
-    """Adam with β1 = 0 on the rows whose gradient is not 0; the others' v decays when next touched.
+def adam_rows(W_MN, gradient_MN, first_MN, square_MN, last_step_M, step, lr, beta1, beta2,
+              inverse_correction, eps, lo, hi):  # fmt: skip
+    """Adam on the rows whose gradient or first moment is not 0; the others' v decays when touched.
 
-    v ← β2 v + (1 − β2) g²     w ← w − lr g / (√v / √(1 − β2^t) + ε)
+    m ← β1 m + (1 − β1) g     v ← β2 v + (1 − β2) g²     w ← w − lr m / (√v / √(1 − β2^t) + ε)
+
+    With β1 = 0 `first` may be the gradient itself.
     """
-    fresh = ONE - beta2
     for j in range(lo, hi):
-        g, touched = gradient_MN[j], False
+        g, m, touched = gradient_MN[j], first_MN[j], False
         for i in range(g.shape[0]):
-            touched |= g[i] != 0
+            touched |= (g[i] != 0) | (m[i] != 0)
         if touched:
             w, v = W_MN[j], square_MN[j]
             decay_row(v, beta2, step - last_step_M[j] - 1)
             last_step_M[j] = step
+            if beta1 != 0:
+                for i in range(g.shape[0]):
+                    m[i] = beta1 * m[i] + (ONE - beta1) * g[i]
             for i in range(g.shape[0]):
-                v[i] = beta2 * v[i] + fresh * g[i] * g[i]
-                w[i] -= lr * g[i] / (np.sqrt(v[i]) * inverse_correction + eps)
+                v[i] = beta2 * v[i] + (ONE - beta2) * g[i] * g[i]
+                w[i] -= lr * m[i] / (np.sqrt(v[i]) * inverse_correction + eps)
 
 
 @jit
