@@ -33,7 +33,8 @@ def screening_pays(rows: int, deterministic: bool) -> bool:
 @cache
 def has_bfloat16_matrix_unit() -> bool:
     """Whether torch sees AMX tiles."""
-    return bool(torch.cpu._is_amx_tile_supported())
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return asked is not None and bool(asked())
 
 
 @cache
