@@ -22,6 +22,7 @@ from gated_plugin.engine import reference
 from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.decode import decode
 from gated_plugin.engine.densify import sparsify
+from gated_plugin.engine.dispatch import Choice
 from gated_plugin.engine.encode import encode, encode_dense, encode_either
 from gated_plugin.engine.support import EncoderWeights
 from gated_plugin.errors import GatedError
@@ -33,6 +34,8 @@ RUNTIME_FUNCTIONS = (
     "reshape_fn_in",
     "reshape_fn_out",
 )
+
+DENSE_PRODUCT = Choice("reference", False, None)
 
 Self = TypeVar("Self", bound="GatedBase")
 
@@ -54,6 +57,8 @@ class GatedBase(SAE[Any]):
     hook_sae_acts_pre: nn.Module
     hook_sae_acts_post: nn.Module
     d_head: int | None
+    engine_choice: Choice = DENSE_PRODUCT
+    """What served the last call of `encode`, `encode_sparse`, `forward`, or training step."""
 
     @override
     def encode(self, x: Tensor) -> Tensor:
@@ -65,7 +70,8 @@ class GatedBase(SAE[Any]):
         centred = self.process_sae_in(x)
         if not self.engine_serves(centred):
             return self.gated_code(centred).features
-        features, _ = encode_dense(centred.reshape(-1, self.cfg.d_in), self.feature_major_weights())
+        rows = centred.reshape(-1, self.cfg.d_in)
+        features, self.engine_choice = encode_dense(rows, self.feature_major_weights())
         return self.hook_sae_acts_post(features.view(*centred.shape[:-1], self.cfg.d_sae))
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
@@ -77,7 +83,8 @@ class GatedBase(SAE[Any]):
         centred = self.process_sae_in(x)
         if not self.engine_serves(centred) or has_listener(self.hook_sae_acts_post):
             return SparseCodes.from_dense(self.gated_code(centred).features)
-        codes, _ = encode(centred.reshape(-1, self.cfg.d_in), self.feature_major_weights())
+        rows = centred.reshape(-1, self.cfg.d_in)
+        codes, self.engine_choice = encode(rows, self.feature_major_weights())
         return codes.view(*centred.shape[:-1], self.cfg.d_sae)
 
     @override
@@ -94,7 +101,7 @@ class GatedBase(SAE[Any]):
         centred = self.process_sae_in(x)
         if self.engine_serves(centred):
             rows = centred.reshape(-1, self.cfg.d_in)
-            features, _ = encode_either(rows, self.feature_major_weights())
+            features, self.engine_choice = encode_either(rows, self.feature_major_weights())
             features = features.view(*centred.shape[:-1], self.cfg.d_sae)
         else:
             features = self.gated_code(centred).features
@@ -116,6 +123,7 @@ class GatedBase(SAE[Any]):
         Args:
             centred: activations [..., d_in] as `process_sae_in` gives them.
         """
+        self.engine_choice = DENSE_PRODUCT
         weights = self.encoder_weights()
         pre = centred @ self.W_enc
         magnitude_pre = self.hook_sae_acts_pre(reference.magnitude_pre(pre, weights).to(self.dtype))

@@ -15,7 +15,6 @@ from typing_extensions import override
 
 from gated_plugin.architecture import GatedBase, has_listener
 from gated_plugin.config import GatedTrainingSAEConfig
-from gated_plugin.engine.dispatch import Choice
 from gated_plugin.engine.step import gated_step
 from gated_plugin.errors import GatedError
 from gated_plugin.loss import GatedLoss, gated_loss
@@ -32,8 +31,6 @@ NOTICE = (
     "for the built-in one call gated_plugin.unregister(), or set GATED_PLUGIN_AUTOLOAD=0 and do not "
     "import gated_plugin."
 )
-
-PLAIN = Choice("reference", False, None)
 
 logger = logging.getLogger("gated_plugin")
 _noticed: list[str] = []
@@ -52,8 +49,6 @@ class GatedTrainingSAE(GatedBase, saelens.GatedTrainingSAE):
 
     cfg: GatedTrainingSAEConfig
     l0_target: L0Target | None
-    engine_choice: Choice
-    """What served the last training step."""
 
     def __init__(self, cfg: saelens.GatedTrainingSAEConfig, use_error_term: bool = False) -> None:
         if not isinstance(cfg, GatedTrainingSAEConfig):
@@ -107,7 +102,6 @@ class GatedTrainingSAE(GatedBase, saelens.GatedTrainingSAE):
 
     def _plain_step(self, x: Tensor, step_input: TrainStepInput) -> TrainStepOutput:
         """By autograd through the dense operations, with SAELens' hooks."""
-        self.engine_choice = PLAIN
         centred = self.process_sae_in(x)
         code = self.gated_code(centred)
         x_hat = self.decode(code.features)

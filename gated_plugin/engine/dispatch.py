@@ -37,7 +37,7 @@ DENSEST_STEP_IN_CACHE, CACHE_BYTES = 0.13, 1 << 22
 DENSEST_PLAIN = 0.005
 """Without numba a step costs 6.1 mm sparse and 8.7 dense at 0.5 %, 29 and 8.7 at 4 %."""
 
-SAMPLED_ROWS, SAMPLED_FEATURES = 64, 1024
+SAMPLED_ROWS, SAMPLED_FEATURES = 64, 256
 
 
 class Choice(NamedTuple):
