@@ -46,28 +46,30 @@ class _Rounded:
 
 
 class _RowBlock:
-    """Some rows of the batch, and the open gates found for them tile after tile."""
+    """Some rows of the batch, and the open gates found for them tile after tile.
 
-    def __init__(self, x_BN: Tensor, first_row: int, tile_features: int, screened: bool) -> None:
+    All blocks use the same memory for a tile's products, bfloat16 if they screen.
+    """
+
+    def __init__(self, x_BN: Tensor, first_row: int, memory: Tensor) -> None:
         self.x = _Rounded(x_BN)
         self.first_row = first_row
-        self.screened = screened
-        dtype = torch.bfloat16 if screened else torch.float32
-        self.products = torch.empty(len(x_BN) * tile_features, dtype=dtype)
-        self.near = tile_features
+        self.memory = memory
+        self.near = TILE_FEATURES
         self.ranges = even_ranges(len(x_BN))
         self.found: list[list[tuple[Any, Any, Any]]] = [[] for _ in self.ranges]
 
     def search(self, tile: _Rounded, first: int, b_gate_F: Tensor) -> bool:
         """Find the open gates of the features from `first` on; False if nothing can be certain."""
-        x, screened, F = self.x, self.screened, len(tile.exact)
+        x, F = self.x, len(tile.exact)
+        screened = self.memory.dtype == torch.bfloat16
         if not can_be_bounded(x.norm, tile.norm, b_gate_F):
             return False
         bound = bound_of_product(
             x.exact.shape[1], screened, x.norm, x.residual, tile.norm, tile.residual
         )
         left, right = (x.bfloat16, tile.bfloat16) if screened else (x.exact, tile.exact)
-        products = self.products[: len(left) * F].view(-1, F)
+        products = self.memory[: len(left) * F].view(-1, F)
         torch.mm(left, right.T, out=products)
         products = products.view(torch.int16) if screened else products
         arrays = (products, x.exact, tile.exact, *bound[1:], b_gate_F)
@@ -104,11 +106,13 @@ def find_support(x_BN: Tensor, weights: EncoderWeights, screened: bool) -> Suppo
         None if an operand is not finite or too large for the bound to hold.
     """
     x_BN, W_MN = x_BN.contiguous(), weights.W_enc_NM.T.contiguous()
-    F = TILE_FEATURES
+    dtype = torch.bfloat16 if screened else torch.float32
+    memory = torch.empty(min(len(x_BN), BLOCK_ROWS) * TILE_FEATURES, dtype=dtype)
     starts = range(0, len(x_BN), BLOCK_ROWS)
-    blocks = [_RowBlock(x_BN[at : at + BLOCK_ROWS], at, F, screened) for at in starts]
-    for first in range(0, len(W_MN), F):
-        tile, b_gate_F = _Rounded(W_MN[first : first + F]), weights.b_gate_M[first : first + F]
+    blocks = [_RowBlock(x_BN[at : at + BLOCK_ROWS], at, memory) for at in starts]
+    for first in range(0, len(W_MN), TILE_FEATURES):
+        last = first + TILE_FEATURES
+        tile, b_gate_F = _Rounded(W_MN[first:last]), weights.b_gate_M[first:last]
         if not all(block.search(tile, first, b_gate_F) for block in blocks):
             return None
     return _in_row_order(blocks, weights, len(x_BN))

@@ -249,6 +249,9 @@ class TestWithoutNumba:
             decode(codes, p.W_dec_MN, p.b_dec_N), codes.to_dense() @ p.W_dec_MN + p.b_dec_N
         )
 
+    def test_very_few_open_gates_are_served_by_plain_sparse_torch(self):
+        assert served(problem(252, 123, 507, 0.001)) == {"torch"}
+
     @pytest.mark.parametrize("impl", ["torch", "dense", "reference"])
     def test_every_other_implementation_works(self, impl):
         assert choices(few_open(), impl=impl)["gated_step"].impl == impl
