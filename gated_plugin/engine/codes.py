@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,10 +88,11 @@ class SparseCodes:
         """Take over a torch sparse tensor: COO [..., d_sae] or CSR [B, d_sae].
 
         Raises:
-            GatedError: the tensor has another layout.
+            GatedError: the tensor has another layout, or indices that lie outside of it.
         """
         if tensor.layout == torch.sparse_csr and tensor.dim() == 2 and not tensor.dense_dim():
             offsets, features = tensor.crow_indices().long(), tensor.col_indices().long()
+            _check(torch.sparse_csr_tensor, offsets, features, tensor)
             return cls(
                 offsets=offsets, features=features, values=tensor.values(), shape=tensor.shape
             )
@@ -101,6 +103,7 @@ class SparseCodes:
                 "torch.sparse_coo or torch.sparse_csr, the latter of two dimensions."
             )
         tensor = tensor.coalesce()
+        _check(torch.sparse_coo_tensor, tensor.indices(), tensor)
         *leading, features = tensor.indices()
         rows = torch.zeros_like(features)
         for places, size in zip(leading, tensor.shape[:-1], strict=True):
@@ -112,6 +115,18 @@ class SparseCodes:
             values=tensor.values(),
             shape=tensor.shape,
         )
+
+
+def _check(make: Callable[..., Tensor], *indices_and_tensor: Tensor) -> None:
+    """torch builds sparse tensors unchecked; a kernel would read where their indices say."""
+    *indices, tensor = indices_and_tensor
+    try:
+        make(*indices, tensor.values().detach(), tensor.shape, check_invariants=True)
+    except RuntimeError as error:
+        raise GatedError(
+            f"The sparse features are malformed ({str(error).splitlines()[0]}); build them with "
+            "check_invariants=True to see where."
+        ) from None
 
 
 def _offsets(rows: Tensor, count: int) -> Tensor:

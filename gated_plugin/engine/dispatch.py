@@ -87,7 +87,8 @@ def choose(x_BN: Tensor, weights: EncoderWeights, impl: str | None, densest: flo
 
 def sampled_density(x_BN: Tensor, weights: EncoderWeights) -> float:
     """Share of open gates among evenly spaced rows and features; NaN if one of them is NaN."""
-    x = x_BN[:: -(-len(x_BN) // SAMPLED_ROWS)]
+    # An odd stride, so that rows of [batch, position] are not all at one position.
+    x = x_BN[:: -(-len(x_BN) // SAMPLED_ROWS) | 1]
     stride = -(-weights.W_enc_NM.shape[1] // SAMPLED_FEATURES)
     gate = torch.addmm(weights.b_gate_M[::stride], x, weights.W_enc_NM[:, ::stride])
     return ((gate > 0).float().mean() + 0 * gate.sum()).item()

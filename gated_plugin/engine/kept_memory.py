@@ -32,11 +32,12 @@ class KeptMemory:
             return torch.empty(shape, dtype=weight.dtype, device=weight.device)
         with self._lock:
             arrays = self._kept.setdefault(weight, [])
-            for array in arrays:
-                if array.shape == shape and sys.getrefcount(array) <= ONLY_HERE:
+            is_free = [sys.getrefcount(array) <= ONLY_HERE for array in arrays]
+            for array, free in zip(arrays, is_free, strict=True):
+                if free and array.shape == shape:
                     return torch.from_numpy(array)
-            # What is free now has another shape: the last batch was of another size.
-            arrays[:] = [array for array in arrays if sys.getrefcount(array) > ONLY_HERE]
+            # What is free has another shape: the last batch was of another size.
+            arrays[:] = [array for array, free in zip(arrays, is_free, strict=True) if not free]
             arrays.append(torch.empty(shape).numpy())
             return torch.from_numpy(arrays[-1])
 

@@ -61,6 +61,8 @@ def gated_step(
     seen_BN = x_BN - b_dec_N.detach() if centred else x_BN
     choice = choose(seen_BN, weights, impl, densest_step(weights.W_enc_NM))
     support = None
+    if not len(x_BN):
+        choice = choice._replace(impl="reference")
     if choice.impl not in DENSE:
         operations = implementation(choice.impl)
         with torch.no_grad():

@@ -19,7 +19,8 @@ SIZES: list[Sizes] = [(1, 1, 1), (3, 7, 5), (1, 257, 1), (64, 257, 4), (2, 1025,
 MANY: Sizes = (3072, 48, 3200)
 """With every adversary in turn 2.2e8 pre-activations."""
 
-OF_MANY = pytest.mark.parametrize("sizes", [*SIZES, MANY], ids=str)
+SOME: Sizes = (48, 64, 515)
+
 OF_ALL = pytest.mark.parametrize("make", adversaries.values(), ids=adversaries.keys())
 
 
@@ -36,46 +37,51 @@ def worst_share(bound: Bound, tile_BM: Tensor, x_BN: Tensor, w_MN: Tensor) -> fl
     return torch.stack(worst).max().item()
 
 
-@OF_ALL
-@OF_MANY
-def test_a_bfloat16_product_is_within_its_bound(make, sizes):
-    x, w = (cpu._Rounded(operand) for operand in make(sizes))
-    tile = torch.empty(len(x.exact), len(w.exact), dtype=torch.bfloat16)
-    torch.mm(x.bfloat16, w.bfloat16.T, out=tile)
-    bound = bfloat16_bound(sizes[1], x.norm, x.residual, w.norm, w.residual)
-    assert worst_share(bound, tile, x.exact, w.exact) <= 1
+def rounded(operands: Pair) -> tuple[cpu._Rounded, cpu._Rounded]:
+    x, w = operands
+    return cpu._Rounded(x), cpu._Rounded(w)
 
 
 @OF_ALL
-@pytest.mark.parametrize("sizes", [*SIZES, (128, 64, 512)], ids=str)
-def test_a_float32_product_is_within_its_bound(make, sizes):
-    x, w = (cpu._Rounded(operand) for operand in make(sizes))
-    bound = float32_bound(sizes[1], x.norm, w.norm)
-    assert worst_share(bound, x.exact @ w.exact.T, x.exact, w.exact) <= 1
+def test_a_bfloat16_product_is_within_its_bound(make):
+    for sizes in (*SIZES, MANY):
+        x, w = rounded(make(sizes))
+        tile = torch.empty(len(x.exact), len(w.exact), dtype=torch.bfloat16)
+        torch.mm(x.bfloat16, w.bfloat16.T, out=tile)
+        bound = bfloat16_bound(sizes[1], x.norm, x.residual, w.norm, w.residual)
+        assert worst_share(bound, tile, x.exact, w.exact) <= 1, sizes
 
 
 @OF_ALL
-@pytest.mark.parametrize("sizes", [*SIZES, (128, 64, 512)], ids=str)
-def test_a_float32_product_of_rounded_operands_is_within_its_bound(
-    make, sizes, rounded_float32_products
-):
-    x, w = (cpu._Rounded(operand) for operand in make(sizes))
-    bound = bfloat16_bound(sizes[1], x.norm, x.residual, w.norm, w.residual)
-    assert worst_share(bound, x.exact @ w.exact.T, x.exact, w.exact) <= 1
+def test_a_float32_product_is_within_its_bound(make):
+    for sizes in (*SIZES, SOME):
+        x, w = rounded(make(sizes))
+        bound = float32_bound(sizes[1], x.norm, w.norm)
+        assert worst_share(bound, x.exact @ w.exact.T, x.exact, w.exact) <= 1, sizes
 
 
 @OF_ALL
-@pytest.mark.parametrize("sizes", [*SIZES, (128, 64, 512)], ids=str)
-def test_operands_are_rounded_as_torch_rounds_and_their_norms_are_true(make, sizes):
-    for operand in make(sizes):
-        rounded, exact = cpu._Rounded(operand), operand.double()
-        assert torch.equal(rounded.bfloat16, operand.bfloat16())
-        lost = 2 * sizes[1] ** 0.5 * 2.0**-74
-        for found, true in (
-            (rounded.norm, exact.norm(dim=1)),
-            (rounded.residual, (exact - operand.bfloat16().double()).norm(dim=1)),
-        ):
-            assert ((found - true).abs() <= 1e-5 * true + lost).all()
+def test_a_float32_product_that_flushes_denormals_is_within_its_bound(make, flushed_denormals):
+    test_a_float32_product_is_within_its_bound(make)
+
+
+@OF_ALL
+def test_a_float32_product_of_rounded_operands_is_within_its_bound(make, rounded_float32_products):
+    for sizes in (*SIZES, SOME):
+        x, w = rounded(make(sizes))
+        bound = bfloat16_bound(sizes[1], x.norm, x.residual, w.norm, w.residual)
+        assert worst_share(bound, x.exact @ w.exact.T, x.exact, w.exact) <= 1, sizes
+
+
+@OF_ALL
+def test_operands_are_rounded_as_torch_rounds_and_their_norms_are_true(make):
+    for operand in (*make((3, 7, 5)), *make((2, 1025, 33)), *make(SOME)):
+        found, exact, near = cpu._Rounded(operand), operand.double(), operand.bfloat16()
+        assert torch.equal(found.bfloat16, near)
+        underflow = 2 * operand.shape[1] ** 0.5 * 2.0**-74
+        norm, residual = exact.norm(dim=1), (exact - near.double()).norm(dim=1)
+        assert ((found.norm - norm).abs() <= 1e-5 * norm + underflow).all()
+        assert ((found.residual - residual).abs() <= 1e-5 * residual + underflow).all()
 
 
 def band(x_BN: Tensor, w_MN: Tensor) -> Tensor:
@@ -104,12 +110,13 @@ def found_gates(x_BN: Tensor, w_MN: Tensor, b_gate_M: Tensor, operations, screen
     return found
 
 
-def assert_certain_gates_are_found(operands: Pair, operations, screened: bool) -> None:
-    x, w = operands
-    b_gate = close_to_the_threshold(x, w)
-    gate = x.double() @ w.T.double() + b_gate.double()
-    wrong = found_gates(x, w, b_gate, operations, screened) != (gate > 0)
-    assert (wrong & (gate.abs() > band(x, w))).sum() == 0
+def assert_certain_gates_are_found(make, operations, screened: bool) -> None:
+    for sizes in (*SIZES, SOME):
+        x, w = make(sizes)
+        b_gate = close_to_the_threshold(x, w)
+        gate = x.double() @ w.T.double() + b_gate.double()
+        wrong = found_gates(x, w, b_gate, operations, screened) != (gate > 0)
+        assert (wrong & (gate.abs() > band(x, w))).sum() == 0, sizes
 
 
 WAYS = pytest.mark.parametrize(
@@ -121,20 +128,17 @@ WAYS = pytest.mark.parametrize(
 
 @OF_ALL
 @WAYS
-@pytest.mark.parametrize("sizes", [*SIZES, (64, 48, 2050)], ids=str)
 class TestGatesAtTheirThreshold:
-    def test_every_certain_gate_is_found(self, make, sizes, operations, screened):
-        assert_certain_gates_are_found(make(sizes), operations, screened)
+    def test_every_certain_gate_is_found(self, make, operations, screened):
+        assert_certain_gates_are_found(make, operations, screened)
 
     def test_also_where_float32_products_are_rounded(
-        self, make, sizes, operations, screened, rounded_float32_products
+        self, make, operations, screened, rounded_float32_products
     ):
-        assert_certain_gates_are_found(make(sizes), operations, screened)
+        assert_certain_gates_are_found(make, operations, screened)
 
-    def test_also_where_denormals_are_flushed(
-        self, make, sizes, operations, screened, flushed_denormals
-    ):
-        assert_certain_gates_are_found(make(sizes), operations, screened)
+    def test_also_where_denormals_are_flushed(self, make, operations, screened, flushed_denormals):
+        assert_certain_gates_are_found(make, operations, screened)
 
 
 @WAYS

@@ -124,3 +124,14 @@ def test_gathering_keeps_nan_and_infinity():
     codes = cpu.gather(dense)
     assert codes.features.tolist() == [7, 9]
     torch.testing.assert_close(cpu.scatter(codes), dense, equal_nan=True, rtol=0, atol=0)
+
+
+def test_indices_outside_of_the_tensor_are_refused():
+    values, size = torch.ones(2), (3, 4)
+    coo = torch.sparse_coo_tensor(
+        torch.tensor([[0, 1], [2, 9]]), values, size, check_invariants=False, is_coalesced=True
+    )
+    csr = torch.sparse_csr_tensor([0, 1, 2, 2], [2, 9], values, size, check_invariants=False)
+    for malformed in (coo, csr):
+        with pytest.raises(GatedError, match="malformed"):
+            SparseCodes.from_sparse(malformed)

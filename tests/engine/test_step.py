@@ -153,3 +153,11 @@ def test_a_second_derivative_is_refused(impl):
     (gradient,) = torch.autograd.grad(squared, W_dec, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_no_rows_have_no_loss_to_speak_of(impl):
+    p = problem(3, 7, 123, 0.3)
+    made = gated_step(p.x_BN[:0], p.weights, p.W_dec_MN, p.b_dec_N, L1, impl=impl)
+    assert all(loss.isnan() for loss in made.losses)
+    assert made.x_hat_BN.shape == (0, 7)
