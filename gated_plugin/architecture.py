@@ -35,6 +35,7 @@ RUNTIME_FUNCTIONS = (
     "reshape_fn_out",
 )
 
+DEVICES = ("cpu", "cuda")
 DENSE_PRODUCT = Choice("reference", False, None)
 
 Self = TypeVar("Self", bound="GatedBase")
@@ -81,7 +82,9 @@ class GatedBase(SAE[Any]):
             GatedError: the last dimension is not d_in.
         """
         centred = self.process_sae_in(x)
-        if not self.engine_serves(centred) or has_listener(self.hook_sae_acts_post):
+        if has_listener(self.hook_sae_acts_post):
+            return SparseCodes.from_dense(self.encode(x))
+        if not self.engine_serves(centred):
             return SparseCodes.from_dense(self.gated_code(centred).features)
         rows = centred.reshape(-1, self.cfg.d_in)
         codes, self.engine_choice = encode(rows, self.feature_major_weights())
@@ -89,7 +92,7 @@ class GatedBase(SAE[Any]):
 
     @override
     def decode(self, feature_acts: Tensor | SparseCodes) -> Tensor:
-        """Reconstructions [..., d_in] of features [..., d_sae]: dense, sparse COO, or codes."""
+        """Reconstructions [..., d_in] of features [..., d_sae]: dense, sparse COO or CSR, or codes."""
         out = self.hook_sae_recons(self._reconstruct(feature_acts))
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(out), self.d_head)
 
@@ -111,11 +114,16 @@ class GatedBase(SAE[Any]):
     def _reconstruct(self, features: Tensor | SparseCodes) -> Tensor:
         if isinstance(features, Tensor) and features.layout != torch.strided:
             features = SparseCodes.from_sparse(features)
-        if isinstance(features, Tensor) and not _wants_gradient(features):
+        if isinstance(features, Tensor) and self._may_look_at(features):
             features = sparsify(features, self.W_dec) or features
         if isinstance(features, SparseCodes):
             return decode(features, self.W_dec, self.b_dec)
         return features @ self.W_dec + self.b_dec
+
+    def _may_look_at(self, features: Tensor) -> bool:
+        """Whether nobody needs the gradient of features that do not fire, or traces."""
+        wants_gradient = torch.is_grad_enabled() and features.requires_grad
+        return not wants_gradient and self.engine_serves(features)
 
     def gated_code(self, centred: Tensor) -> GatedCode:
         """By the dense product, for whom the engine does not serve; SAELens' hooks fire.
@@ -135,7 +143,8 @@ class GatedBase(SAE[Any]):
 
         That is how the engine reads it; the shape stays [d_in, d_sae].
         """
-        if self.W_enc.stride(0) != 1:
+        # Other processes would not see W_enc in new memory.
+        if self.W_enc.stride(0) != 1 and not self.W_enc.is_shared():
             with torch.inference_mode(False):  # else W_enc could never be trained again
                 self.W_enc.data = self.W_enc.data.T.contiguous().T
         return self.encoder_weights()
@@ -149,8 +158,11 @@ class GatedBase(SAE[Any]):
         uniform = centred.dtype == self.W_enc.dtype == self.b_gate.dtype
         return (
             uniform
+            and centred.device.type in DEVICES
+            and not self.W_enc.is_inference()
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled(centred.device.type)
+            and not _is_transformed(centred)
             and not has_listener(self.hook_sae_acts_pre)
         )
 
@@ -173,11 +185,10 @@ class GatedBase(SAE[Any]):
             getattr(self, name).data = getattr(self, name).data.to(wide)
 
     @override
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         """W_enc is contiguous in files: safetensors takes nothing else."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not keep_vars:
-            destination[f"{prefix}W_enc"] = destination[f"{prefix}W_enc"].contiguous()
+        super().process_state_dict_for_saving(state_dict)
+        state_dict["W_enc"] = state_dict["W_enc"].contiguous()
 
     @override
     def _apply(self: Self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
@@ -218,12 +229,16 @@ def has_listener(point: nn.Module) -> bool:
             point._backward_pre_hooks,
             module_hooks._global_forward_hooks,
             module_hooks._global_forward_pre_hooks,
+            module_hooks._global_backward_hooks,
+            module_hooks._global_backward_pre_hooks,
         )
     )
 
 
-def _wants_gradient(features: Tensor) -> bool:
-    return torch.is_grad_enabled() and features.requires_grad
+def _is_transformed(x: Tensor) -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is going on."""
+    transformed: bool = torch._C._functorch.maybe_get_level(x) != -1
+    return transformed or torch.autograd.forward_ad._current_level >= 0
 
 
 class GatedSAE(GatedBase, saelens.GatedSAE):

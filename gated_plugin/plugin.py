@@ -39,6 +39,7 @@ SEAMS = {
         "SAE.initialize_weights",
         "SAE.process_sae_in",
         "SAE.process_state_dict_for_loading",
+        "SAE.process_state_dict_for_saving",
         "SAE.save_model",
         "SAE.turn_off_forward_pass_hook_z_reshaping",
         "SAE.turn_on_forward_pass_hook_z_reshaping",

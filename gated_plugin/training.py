@@ -166,6 +166,11 @@ class GatedTrainingSAE(GatedBase, saelens.GatedTrainingSAE):
     def _refuse_non_finite(self, loss: Tensor, step_input: TrainStepInput) -> None:
         if torch.isfinite(loss):
             return
+        if not len(step_input.sae_in):
+            raise NonFiniteLossError(
+                f"Training step {step_input.n_training_steps} was refused: its batch has no rows; "
+                "give it some."
+            )
         rows = (~torch.isfinite(step_input.sae_in).all(-1)).sum().item()
         cause = (
             f"{rows} of its {len(step_input.sae_in)} activation rows hold NaN or infinity; mend "

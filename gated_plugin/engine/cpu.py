@@ -214,6 +214,7 @@ def sort_by_feature(codes: SparseCodes) -> ByFeature:
 
 def sum_by_feature(by: ByFeature, values_K: Tensor, left_BN: Tensor, out_MN: Tensor) -> Tensor:
     """out[feature] ← Σ value · left[row], 0 where a feature has no entry; returns `out`."""
+    assert out_MN.is_contiguous()  # else the kernel would write to a copy
     arrays = [_numpy(array) for array in (*by, values_K, left_BN, out_MN)]
     in_threads(lambda lo, hi: gathers.sum_by_feature(*arrays, lo, hi), _balanced(by.starts))
     return out_MN

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gated_plugin.engine.dispatch import operations_for
+from gated_plugin.engine.first_order import first_order
 from gated_plugin.engine.kept_memory import ACTIVATIONS, GRADIENTS
 from gated_plugin.engine.support import EncoderWeights
 
@@ -58,7 +58,7 @@ class DenseStep(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(
         ctx: Any,
         d_reconstruction: Tensor | None,

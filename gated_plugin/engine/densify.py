@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.dispatch import choose_for_codes, implementation, operations_for
+from gated_plugin.engine.first_order import first_order
 
 LOOKED_AT_ROWS = 32
 
@@ -43,11 +43,12 @@ def sparsify(features: Tensor, W_MN: Tensor) -> SparseCodes | None:
 class _Densify(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, operations: ModuleType, codes: SparseCodes, values_K: Tensor) -> Tensor:
-        ctx.codes = codes.with_values(values_K.detach())
-        dense: Tensor = operations.scatter(ctx.codes)
+        ctx.save_for_backward(codes.rows, codes.features)
+        dense: Tensor = operations.scatter(codes.with_values(values_K.detach()))
         return dense
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_dense_BM: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, d_dense_BM[ctx.codes.rows, ctx.codes.features]
+        rows, features = ctx.saved_tensors
+        return None, None, d_dense_BM[rows, features]

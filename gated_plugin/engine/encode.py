@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gated_plugin.engine import reference
 from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.densify import densify
 from gated_plugin.engine.dispatch import DENSE, DENSEST_ENCODE, Choice, choose, implementation
+from gated_plugin.engine.first_order import first_order
 from gated_plugin.engine.support import EncoderWeights, Support
 
 
@@ -73,28 +73,28 @@ class _Magnitude(torch.autograd.Function):
         b_mag_M: Tensor,
         r_mag_M: Tensor,
     ) -> Tensor:
-        ctx.operations, ctx.support = operations, support
-        ctx.save_for_backward(x_BN, W_enc_NM, r_mag_M)
-        return support.codes.values.clone()
+        codes = support.codes
+        ctx.operations, ctx.shape = operations, codes.shape
+        ctx.save_for_backward(
+            x_BN, W_enc_NM, r_mag_M, codes.offsets, codes.features, codes.values, support.pre_K
+        )
+        return codes.values.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_values: Tensor) -> tuple[Tensor | None, ...]:
-        x_BN, W_enc_NM, r_mag_M = ctx.saved_tensors
-        operations, codes = ctx.operations, ctx.support.codes
-        W_MN = W_enc_NM.T
-        needs = ctx.needs_input_grad
-        scaled = r_mag_M.exp()[codes.features]
-        d_magnitude = d_values * (codes.values > 0)
-        d_pre = d_magnitude * scaled
-        by = operations.sort_by_feature(codes)
-        zero = x_BN.new_zeros(x_BN.shape[1])
-        d_x = operations.decode(codes.with_values(d_pre), W_MN, zero) if needs[2] else None
-        d_W = (
-            operations.sum_by_feature(by, d_pre, x_BN, torch.empty_like(W_MN)).T
-            if needs[3]
-            else None
-        )
-        d_b_mag = operations.total_by_feature(by, d_magnitude)
-        d_r_mag = operations.total_by_feature(by, d_pre * ctx.support.pre_K)
+        x_BN, W_enc_NM, r_mag_M, offsets, features, values, pre_K = ctx.saved_tensors
+        operations, W_MN, needs = ctx.operations, W_enc_NM.T, ctx.needs_input_grad
+        codes = SparseCodes(offsets=offsets, features=features, values=values, shape=ctx.shape)
+        d_magnitude = d_values * (values > 0)
+        d_pre = d_magnitude * r_mag_M.exp()[features]
+        d_x = d_W = d_b_mag = d_r_mag = None
+        if needs[2]:
+            zero = x_BN.new_zeros(x_BN.shape[1])
+            d_x = operations.decode(codes.with_values(d_pre), W_MN, zero)
+        if any(needs[3:]):
+            by = operations.sort_by_feature(codes)
+            d_W = operations.sum_by_feature(by, d_pre, x_BN, W_MN.new_empty(W_MN.shape)).T
+            d_b_mag = operations.total_by_feature(by, d_magnitude)
+            d_r_mag = operations.total_by_feature(by, d_pre * pre_K)
         return None, None, d_x, d_W, None, d_b_mag, d_r_mag

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gated_plugin.engine import reference
+from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.dense import DenseStep, or_zero
 from gated_plugin.engine.dispatch import DENSE, Choice, choose, densest_step, implementation
 from gated_plugin.engine.features import StepFeatures
+from gated_plugin.engine.first_order import first_order
 from gated_plugin.engine.kept_memory import ACTIVATIONS, GRADIENTS
 from gated_plugin.engine.support import EncoderWeights, Support
 from gated_plugin.loss import GatedLoss
@@ -103,10 +104,12 @@ class _SparseStep(torch.autograd.Function):
         b_dec_N: Tensor,
     ) -> tuple[Tensor, ...]:
         terms = operations.step(support, W_dec_MN, b_dec_N, x_BN)
-        B = len(x_BN)
-        ctx.operations, ctx.support, ctx.terms = operations, support, terms._replace(x_hat_BN=None)
-        ctx.l1, ctx.centred, ctx.seen_BN = l1, centred, seen_BN
-        ctx.save_for_backward(W_enc_NM, r_mag_M, W_dec_MN)
+        B, codes = len(x_BN), support.codes
+        ctx.operations, ctx.l1, ctx.centred, ctx.shape = operations, l1, centred, codes.shape
+        ctx.save_for_backward(
+            seen_BN, W_enc_NM, r_mag_M, W_dec_MN, codes.offsets, codes.features, codes.values,
+            support.pre_K, *terms[1:],
+        )  # fmt: skip
         ctx.set_materialize_grads(False)
         return (
             terms.error_BN.square().sum() / B,
@@ -117,7 +120,7 @@ class _SparseStep(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(
         ctx: Any,
         d_reconstruction: Tensor | None,
@@ -126,26 +129,29 @@ class _SparseStep(torch.autograd.Function):
         d_x_hat_BN: Tensor | None,
         d_values_K: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        W_enc_NM, r_mag_M, W_dec_MN = ctx.saved_tensors
-        operations, (codes, pre_K, _), terms = ctx.operations, ctx.support, ctx.terms
-        B, W_enc_MN = len(ctx.seen_BN), W_enc_NM.T
+        seen_BN, W_enc_NM, r_mag_M, W_dec_MN, offsets, features, values, pre_K, *terms = (
+            ctx.saved_tensors
+        )
+        error_BN, _, along_error_K, along_frozen_error_K = terms
+        operations, B, W_enc_MN = ctx.operations, len(seen_BN), W_enc_NM.T
+        codes = SparseCodes(offsets=offsets, features=features, values=values, shape=ctx.shape)
 
-        d_x_hat = 2 / B * or_zero(d_reconstruction) * terms.error_BN
-        d_f_K = 2 / B * or_zero(d_reconstruction) * terms.along_error_K
+        d_x_hat = 2 / B * or_zero(d_reconstruction) * error_BN
+        d_f_K = 2 / B * or_zero(d_reconstruction) * along_error_K
         if d_x_hat_BN is not None:
             d_x_hat = d_x_hat + d_x_hat_BN
             d_f_K = d_f_K + operations.sample(codes, d_x_hat_BN.contiguous(), W_dec_MN)
         if d_values_K is not None:
             d_f_K = d_f_K + d_values_K
         d_magnitude_K = d_f_K * (codes.values > 0)
-        d_gate_K = 2 / B * or_zero(d_auxiliary) * terms.along_frozen_error_K
+        d_gate_K = 2 / B * or_zero(d_auxiliary) * along_frozen_error_K
         d_gate_K += ctx.l1 / B * or_zero(d_sparsity)
         d_scaled_K = d_magnitude_K * r_mag_M.exp()[codes.features]
         d_pre_K = d_scaled_K + d_gate_K
 
         by = operations.sort_by_feature(codes)
         d_W_enc_MN = operations.sum_by_feature(
-            by, d_pre_K, ctx.seen_BN, GRADIENTS.take(W_enc_NM, W_enc_MN.shape)
+            by, d_pre_K, seen_BN, GRADIENTS.take(W_enc_NM, W_enc_MN.shape)
         )
         d_W_dec_MN = operations.sum_by_feature(
             by, codes.values, d_x_hat, GRADIENTS.take(W_dec_MN, W_dec_MN.shape)

@@ -1,4 +1,4 @@
-"""What is done to whole rows of weights [M, N]: the decoder's unit norm, and Adam with β1 = 0."""
+"""What holds the decoder's rows [M, N] at norm 1."""
 
 from __future__ import annotations
 

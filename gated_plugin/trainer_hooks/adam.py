@@ -7,8 +7,9 @@ exact: such a row does not move, and its second moment only decays, which is mad
 row is touched again or the optimizer's state is asked for (arXiv 1412.6980, algorithm 1; issue 4).
 
 Rounding: within a few 2⁻²⁴ relative a step of torch's plain Adam, as torch's own fused kernel is;
-leaving rows out changes no bit. Checkpoints hold what plain Adam's would, with contiguous moments,
-and load in both directions.
+leaving rows out changes no bit. With β1 = 0 the first moment is the gradient's own memory: who
+zeroes gradients in place and raises β1 in mid-run starts from a first moment of 0. Checkpoints
+hold what plain Adam's would, with contiguous moments, and load in both directions.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ def hasten_adam(*weights: nn.Parameter) -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if type(optimizer) is not Adam:
+    ours = [w for group in optimizer.param_groups for w in group["params"] if w in _ours]
+    for weight in ours:
+        _restride(weight, optimizer.state.get(weight, {}))
+    if type(optimizer) is not Adam or not ours:
         return
     if optimizer not in _prepared:
-        if not any(w in _ours for group in optimizer.param_groups for w in group["params"]):
-            return
         _prepared[optimizer] = RowAdam(optimizer)
     if args == (optimizer,) and not kwargs:
         _prepared[optimizer].before_step(optimizer)
@@ -56,20 +58,21 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 class Owed(NamedTuple):
-    """Rows of a second moment that have not decayed up to the present step."""
+    """What rows of a second moment have not decayed yet; in the optimizer's state as `OWED`."""
 
-    square_MN: Tensor
     last_step_M: Tensor
     """Up to which step each row has; int64."""
 
     beta2: float
 
 
+OWED = "rows_owed"
+
+
 class RowAdam:
     """What is kept for one optimizer between its steps."""
 
     def __init__(self, optimizer: Adam) -> None:
-        self.owed: Any = WeakTensorKeyDictionary()
         self.set_aside: list[tuple[nn.Parameter, Tensor]] = []
         self.fused: list[int] = []
         optimizer.register_step_post_hook(lambda *_: self.after_step())
@@ -87,11 +90,10 @@ class RowAdam:
                 state = optimizer.state.get(weight)
                 if weight not in _ours or weight.grad is None or not state:
                     continue
-                _restride(weight, state)
                 if _is_plain(group) and _can_step_rows(weight, state):
                     self._step_rows(weight, state, group)
                 else:
-                    self._pay(weight, state)
+                    _pay(state)
 
     def after_step(self) -> None:
         """Give back the gradients that torch's Adam was not to see."""
@@ -101,15 +103,15 @@ class RowAdam:
 
     def pay_all(self, optimizer: Optimizer) -> None:
         """Bring all second moments up to date, so that the state is plain Adam's."""
-        for weight in list(self.owed):
-            self._pay(weight, optimizer.state[weight])
+        for state in optimizer.state.values():
+            _pay(state)
 
     def as_plain(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state as a plain Adam has it: moments contiguous, no choice of kernel."""
         for place in self.fused:
             state_dict["param_groups"][place]["fused"] = None
         moments = {
-            key: {name: _contiguous(value) for name, value in state.items()}
+            key: {name: _contiguous(value) for name, value in state.items() if name != OWED}
             for key, state in state_dict["state"].items()
         }
         return {**state_dict, "state": moments}
@@ -118,12 +120,11 @@ class RowAdam:
         from gated_plugin.engine import cpu_weights
 
         beta1, beta2 = group["betas"]
-        square = _rows(state["exp_avg_sq"])
-        owed = self.owed.get(weight)
-        if owed is None or owed.square_MN.data_ptr() != square.data_ptr() or owed.beta2 != beta2:
-            self._pay(weight, state)
-            last = torch.full((len(square),), int(state["step"]), dtype=torch.int64)
-            owed = self.owed[weight] = Owed(square, last, beta2)
+        owed = state.get(OWED)
+        if owed is None or owed.beta2 != beta2:
+            _pay(state)
+            last = torch.full((len(_rows(weight)),), int(state["step"]), dtype=torch.int64)
+            owed = state[OWED] = Owed(last, beta2)
         gradient = weight.grad
         assert gradient is not None  # before_step has looked
         state["step"] += 1
@@ -133,7 +134,7 @@ class RowAdam:
             _rows(weight),
             _rows(gradient),
             _rows(state["exp_avg"]),
-            owed.square_MN,
+            _rows(state["exp_avg_sq"]),
             owed.last_step_M,
             step=int(state["step"]),
             lr=group["lr"],
@@ -143,12 +144,14 @@ class RowAdam:
         self.set_aside.append((weight, gradient))
         weight.grad = None
 
-    def _pay(self, weight: nn.Parameter, state: Any) -> None:
-        owed = self.owed.pop(weight, None)
-        if owed is not None and owed.square_MN.data_ptr() == state["exp_avg_sq"].data_ptr():
-            from gated_plugin.engine import cpu_weights
 
-            cpu_weights.pay_decay(owed.square_MN, owed.last_step_M, int(state["step"]), owed.beta2)
+def _pay(state: Any) -> None:
+    owed = state.pop(OWED, None)
+    if owed is not None:
+        from gated_plugin.engine import cpu_weights
+
+        square = _rows(state["exp_avg_sq"])
+        cpu_weights.pay_decay(square, owed.last_step_M, int(state["step"]), owed.beta2)
 
 
 def _may_be_fused(group: dict[str, Any]) -> bool:
@@ -178,13 +181,24 @@ def _can_step_rows(weight: nn.Parameter, state: Any) -> bool:
 
 
 def _restride(weight: nn.Parameter, state: Any) -> None:
-    """torch's fused kernel takes for granted that all have the strides of the weight."""
-    for name in ("exp_avg", "exp_avg_sq"):
-        if state[name].stride() != weight.stride():
-            state[name] = torch.empty_like(weight).copy_(state[name])
-    assert weight.grad is not None  # before_step has looked
-    if weight.grad.stride() != weight.stride():
-        weight.grad = torch.empty_like(weight).copy_(weight.grad)
+    """torch's fused kernels take for granted that all have the strides of the weight."""
+    moments = {name: value for name, value in state.items() if _is_like(weight, value)}
+    if any(value.stride() != weight.stride() for value in moments.values()):
+        _pay(state)
+    for name, value in moments.items():
+        state[name] = _with_strides_of(weight, value)
+    if weight.grad is not None and weight.grad.layout == torch.strided:
+        weight.grad = _with_strides_of(weight, weight.grad)
+
+
+def _is_like(weight: Tensor, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == weight.shape
+
+
+def _with_strides_of(weight: Tensor, value: Tensor) -> Tensor:
+    if value.stride() == weight.stride():
+        return value
+    return torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def _rows(matrix: Any) -> Tensor:

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from problems import IMPLEMENTATIONS, SHAPES, relative_error
+from problems import IMPLEMENTATIONS, SHAPES, SPARSE, relative_error
 from torch import Tensor
 
 from gated_plugin.engine.codes import SparseCodes
@@ -149,3 +149,21 @@ def test_features_stay_dense_where_that_is_better(features):
 def test_features_stay_dense_where_dense_is_asked_for():
     with use(impl="dense"):
         assert sparsify(torch.zeros(40, 123), torch.randn(123, 7)) is None
+
+
+@pytest.mark.parametrize(
+    "fields", [{"features": [1, 4]}, {"offsets": [0, 2, 1, 2]}, {"offsets": [0, 9]}], ids=str
+)
+def test_codes_that_name_what_is_not_there_are_refused(fields):
+    made = {"offsets": [0, 1, 2], "features": [1, 3], **fields}
+    tensors = {name: torch.tensor(value) for name, value in made.items()}
+    codes = SparseCodes(**tensors, values=torch.ones(2), shape=torch.Size((2, 4)))
+    with pytest.raises(GatedError, match="malformed"):
+        decode(codes, torch.ones(4, 3), torch.zeros(3))
+
+
+@pytest.mark.parametrize("impl", SPARSE)
+def test_a_decoder_of_any_strides_has_its_gradient(impl):
+    codes, W = SparseCodes.from_dense(torch.eye(5)), torch.randn(7, 5).T.requires_grad_()
+    decode(codes, W, torch.zeros(7), impl=impl).sum().backward()
+    assert torch.equal(W.grad, torch.ones(5, 7))

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from built_saes import MANY, M, N, inference_sae, sparse_problem, step, training_sae
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 
 def used(make=training_sae):
@@ -27,11 +27,30 @@ def test_its_shape_stays():
 
 
 def test_files_hold_it_contiguous(tmp_path):
-    state = used().state_dict()
-    assert state["W_enc"].is_contiguous()
-    save_file(state, tmp_path / "sae.safetensors")
-    loaded = load_file(tmp_path / "sae.safetensors")
+    weights, _ = used().save_model(tmp_path)
+    loaded = load_file(weights)
     assert torch.equal(loaded["W_enc"], sparse_problem().weights.W_enc_NM)
+
+
+def test_its_state_dict_is_itself_as_with_any_module():
+    sae = used()
+    sae.state_dict()["W_enc"].fill_(2)
+    assert (sae.W_enc == 2).all()
+
+
+def test_shared_memory_stays_shared():
+    sae = inference_sae().share_memory()
+    sae.encode_sparse(sparse_problem().x_BN)
+    assert sae.W_enc.is_shared()
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev])
+def test_transforms_of_functions_leave_it_alone_and_are_right(transform):
+    sae, x = inference_sae(), sparse_problem().x_BN
+    found = transform(lambda given: sae(given).square().sum())(x)
+    plain = x.clone().requires_grad_()
+    (true,) = torch.autograd.grad(sae(plain).square().sum(), plain)
+    torch.testing.assert_close(found, true)
 
 
 @pytest.mark.parametrize("make", [inference_sae, training_sae])

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.optim import Adam
+from torch.optim import SGD, Adam, AdamW
 
 from gated_plugin.trainer_hooks.adam import hasten_adam
 
@@ -216,3 +216,34 @@ def test_a_restrided_weight_takes_its_moments_along():
         weights[1].data = weights[1].data.contiguous()
         train(weights, optimizer, range(5, 10))
     assert apart(ours, truth) < 10 * EPS
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_a_restrided_weight_takes_the_state_of_any_fused_optimizer_along(kind):
+    options = {"lr": 0.01, **({"momentum": 0.9} if kind is SGD else {})}
+    truth, ours = make_weights(), make_weights()
+    hasten_adam(*ours[:2])
+    for weights, fused in ((truth, False), (ours, True)):
+        optimizer = kind(weights, fused=fused, **options)
+        train(weights, optimizer, range(5))
+        weights[1].data = weights[1].data.contiguous()
+        train(weights, optimizer, range(5, 10))
+    assert apart(ours, truth) < 10 * EPS
+
+
+def test_a_copy_of_weights_and_optimizer_goes_on_as_the_original():
+    weights, optimizer = hastened(betas=(0.0, 0.9))
+    train(weights, optimizer, range(6))
+    weights_of_copy, copied = copy.deepcopy((weights, optimizer))
+    hasten_adam(*weights_of_copy[:2])
+    train(weights, optimizer, range(6, 12))
+    train(weights_of_copy, copied, range(6, 12))
+    for one, other in zip(weights, weights_of_copy, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_state_that_was_emptied_can_be_saved():
+    weights, optimizer = hastened(betas=(0.0, 0.99))
+    train(weights, optimizer, range(3))
+    optimizer.state.clear()
+    assert optimizer.state_dict()["state"] == {}
