@@ -81,9 +81,9 @@ class GatedBase(SAE[Any]):
         Raises:
             GatedError: the last dimension is not d_in.
         """
-        centred = self.process_sae_in(x)
         if has_listener(self.hook_sae_acts_post):
             return SparseCodes.from_dense(self.encode(x))
+        centred = self.process_sae_in(x)
         if not self.engine_serves(centred):
             return SparseCodes.from_dense(self.gated_code(centred).features)
         rows = centred.reshape(-1, self.cfg.d_in)

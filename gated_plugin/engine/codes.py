@@ -77,7 +77,7 @@ class SparseCodes:
         flat = dense.reshape(-1, dense.shape[-1])
         rows, features = flat.nonzero(as_tuple=True)
         return cls(
-            offsets=_offsets(rows, len(flat)),
+            offsets=row_offsets(rows, len(flat)),
             features=features,
             values=flat[rows, features],
             shape=dense.shape,
@@ -110,7 +110,7 @@ class SparseCodes:
             rows = rows * size + places
         count = tensor.shape[:-1].numel()
         return cls(
-            offsets=_offsets(rows, count),
+            offsets=row_offsets(rows, count),
             features=features,
             values=tensor.values(),
             shape=tensor.shape,
@@ -129,8 +129,8 @@ def _check(make: Callable[..., Tensor], *indices_and_tensor: Tensor) -> None:
         ) from None
 
 
-def _offsets(rows: Tensor, count: int) -> Tensor:
-    """Where each of `count` rows begins among sorted `rows` [K]."""
+def row_offsets(rows: Tensor, count: int) -> Tensor:
+    """Where the entries of each of `count` rows (or features) begin, once sorted by them."""
     offsets = rows.new_zeros(count + 1)
     torch.cumsum(torch.bincount(rows, minlength=count), 0, out=offsets[1:])
     return offsets

@@ -20,7 +20,7 @@ LOOKED_AT_ROWS = 32
 
 def densify(codes: SparseCodes) -> Tensor:
     """Dense features [..., M], differentiable once in the values."""
-    operations = operations_for(codes.values, codes.values)
+    operations = operations_for(codes.values)
     dense: Tensor = _Densify.apply(operations, codes, codes.values)
     return dense.view(codes.shape)
 

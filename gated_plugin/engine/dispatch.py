@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from gated_plugin.engine import plain
 from gated_plugin.engine.options import check_impl, options
 from gated_plugin.engine.products import screening_pays
-from gated_plugin.engine.support import EncoderWeights
+from gated_plugin.engine.support import EncoderWeights, Support
 from gated_plugin.errors import GatedError
 
 DENSE = ("dense", "reference")
@@ -118,9 +118,25 @@ def densest_step(W_enc_NM: Tensor) -> float:
     return DENSEST_STEP_IN_CACHE if fits else DENSEST_STEP
 
 
-def operations_for(x_BN: Tensor, W_NM: Tensor) -> ModuleType:
+def operations_for(*tensors: Tensor) -> ModuleType:
     """The operations that are at hand for these tensors, whatever the options say."""
-    return implementation("numba" if compiled_kernels_serve(x_BN, W_NM) else "torch")
+    return implementation("numba" if compiled_kernels_serve(*tensors) else "torch")
+
+
+@torch.no_grad()
+def find_support(
+    x_BN: Tensor, weights: EncoderWeights, choice: Choice
+) -> tuple[ModuleType, Support] | None:
+    """The open gates of x, and the operations that found them.
+
+    Returns:
+        None where the choice is a dense product, or an operand is such that nothing is certain.
+    """
+    if choice.impl in DENSE:
+        return None
+    operations = implementation(choice.impl)
+    support = operations.find_support(x_BN, weights, choice.screened)
+    return None if support is None else (operations, support)
 
 
 def _require_served(impl: str, *tensors: Tensor) -> None:
@@ -157,7 +173,7 @@ def _are_float32_on_cpu(*tensors: Tensor) -> bool:
 @cache
 def _has_numba() -> bool:
     try:
-        import numba  # noqa: F401
+        import numba  # noqa: F401 - an import tells more than a search: a broken install has none
     except ImportError:
         return False
     return True

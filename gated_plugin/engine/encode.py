@@ -17,7 +17,7 @@ from torch import Tensor
 from gated_plugin.engine import reference
 from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.densify import densify
-from gated_plugin.engine.dispatch import DENSE, DENSEST_ENCODE, Choice, choose, implementation
+from gated_plugin.engine.dispatch import DENSE, DENSEST_ENCODE, Choice, choose, find_support
 from gated_plugin.engine.first_order import first_order
 from gated_plugin.engine.support import EncoderWeights, Support
 
@@ -48,13 +48,12 @@ def encode_either(
 ) -> tuple[SparseCodes | Tensor, Choice]:
     """`encode`, with its result as what served it has it: sparse codes or a dense tensor."""
     choice = choose(x_BN, weights, impl, DENSEST_ENCODE)
+    found = find_support(x_BN, weights, choice)
+    if found is not None:
+        operations, support = found
+        values = _Magnitude.apply(operations, support, x_BN, *weights)
+        return support.codes.with_values(values), choice
     if choice.impl not in DENSE:
-        operations = implementation(choice.impl)
-        with torch.no_grad():
-            support = operations.find_support(x_BN, weights, choice.screened)
-        if support is not None:
-            values = _Magnitude.apply(operations, support, x_BN, *weights)
-            return support.codes.with_values(values), choice
         choice = choice._replace(impl="dense", screened=False)
     return reference.encode(x_BN, weights), choice
 

@@ -56,7 +56,7 @@ def use(**changes: str | bool) -> Iterator[None]:
     Raises:
         GatedError: an option has a value that does not exist.
     """
-    token = _options.set(replace(options(), **changes))  # type: ignore[arg-type]
+    token = _options.set(replace(options(), **changes))  # type: ignore[arg-type] # Options checks
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gated_plugin.engine.bound import can_be_bounded
-from gated_plugin.engine.codes import SparseCodes
+from gated_plugin.engine.codes import SparseCodes, row_offsets
 from gated_plugin.engine.products import bound_of_product
 from gated_plugin.engine.reference import features, magnitude_pre
 from gated_plugin.engine.support import ByFeature, DenseTotals, EncoderWeights, StepTerms, Support
@@ -39,8 +39,7 @@ def find_support(x_BN: Tensor, weights: EncoderWeights, screened: bool) -> Suppo
     is_open = gate > 0
     rows, columns, pre, gate = (part[is_open] for part in (rows, columns, pre, gate))
     magnitude = weights.r_mag_M.exp()[columns] * pre + weights.b_mag_M[columns]
-    offsets = rows.new_zeros(len(x_BN) + 1)
-    torch.cumsum(torch.bincount(rows, minlength=len(x_BN)), 0, out=offsets[1:])
+    offsets = row_offsets(rows, len(x_BN))
     shape = torch.Size((len(x_BN), len(W_MN)))
     codes = SparseCodes(
         offsets=offsets, features=columns, values=torch.relu(magnitude), shape=shape
@@ -101,8 +100,7 @@ def step(support: Support, W_dec_MN: Tensor, b_dec_N: Tensor, x_BN: Tensor) -> S
 def sort_by_feature(codes: SparseCodes) -> ByFeature:
     """The order in which weight gradients are summed."""
     order = torch.argsort(codes.features, stable=True)
-    starts = order.new_zeros(codes.shape[-1] + 1)
-    torch.cumsum(torch.bincount(codes.features, minlength=codes.shape[-1]), 0, out=starts[1:])
+    starts = row_offsets(codes.features, codes.shape[-1])
     return ByFeature(starts, codes.rows[order], order)
 
 

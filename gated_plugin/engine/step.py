@@ -23,7 +23,7 @@ from torch import Tensor
 from gated_plugin.engine import reference
 from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.dense import DenseStep, or_zero
-from gated_plugin.engine.dispatch import DENSE, Choice, choose, densest_step, implementation
+from gated_plugin.engine.dispatch import Choice, choose, densest_step, find_support
 from gated_plugin.engine.features import StepFeatures
 from gated_plugin.engine.first_order import first_order
 from gated_plugin.engine.kept_memory import ACTIVATIONS, GRADIENTS
@@ -61,14 +61,11 @@ def gated_step(
     """
     seen_BN = x_BN - b_dec_N.detach() if centred else x_BN
     choice = choose(seen_BN, weights, impl, densest_step(weights.W_enc_NM))
-    support = None
     if not len(x_BN):
         choice = choice._replace(impl="reference")
-    if choice.impl not in DENSE:
-        operations = implementation(choice.impl)
-        with torch.no_grad():
-            support = operations.find_support(seen_BN, weights, choice.screened)
-    if support is not None:
+    found = find_support(seen_BN, weights, choice)
+    if found is not None:
+        operations, support = found
         ACTIVATIONS.release(W_dec_MN)
         inputs = (*weights, W_dec_MN, b_dec_N)
         *terms, x_hat, values = _SparseStep.apply(

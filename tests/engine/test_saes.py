@@ -137,6 +137,11 @@ class TestListeners:
         (value,) = heard(sae, hook, lambda: getattr(sae, door)(x))
         torch.testing.assert_close(value, HOOKS[hook](sae, x))
 
+    def test_hear_the_input_once_when_others_listen_too(self):
+        sae, x = inference_sae(), sparse_problem().x_BN
+        sae.hook_sae_acts_post.register_forward_hook(lambda module, given, out: out)
+        assert len(heard(sae, "hook_sae_input", lambda: sae.encode_sparse(x))) == 1
+
     @pytest.mark.parametrize("hook", ["hook_sae_acts_pre", "hook_sae_acts_post", "hook_sae_recons"])
     def test_hear_a_training_step_and_leave_its_result_as_it_is(self, hook):
         sae, x = training_sae(), sparse_problem().x_BN

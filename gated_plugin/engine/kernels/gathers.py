@@ -29,7 +29,10 @@ def decode_row(k, end, features, values, W_MN, out_N):
 
 @jit
 def decode_row_twice(k, end, features, values, others, W_MN, out_N, other_out_N):
-    """`decode_row` with two sets of values in one pass over W."""
+    """`decode_row` with two sets of values in one pass over W.
+
+    With `sample_row_twice` it took 1.07 mm where two passes of each took 1.59, at L0 512.
+    """
     N = out_N.shape[0]
     while k + 4 <= end:
         w0, w1 = W_MN[features[k]], W_MN[features[k + 1]]

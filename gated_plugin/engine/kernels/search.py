@@ -18,7 +18,7 @@ COMPARISON = np.float32(bound.COMPARISON)
 
 
 def widen(value):
-    """A tile's value as float32: tiles of bfloat16 come as int16."""
+    """A tile's value as float32: tiles of bfloat16 come as int16. For numba only, see `_widen`."""
     raise NotImplementedError
 
 
