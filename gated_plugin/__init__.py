@@ -15,6 +15,7 @@ from gated_plugin_autoload import when_saelens_is_ready
 if TYPE_CHECKING:
     from gated_plugin.architecture import GatedSAE
     from gated_plugin.config import GatedSAEConfig, GatedTrainingSAEConfig
+    from gated_plugin.loading import load
     from gated_plugin.training import GatedTrainingSAE
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "GatedSAEConfig",
     "GatedTrainingSAE",
     "GatedTrainingSAEConfig",
+    "load",
     "register",
     "unregister",
 ]
@@ -33,6 +35,7 @@ _HOME = {
     "GatedSAEConfig": "config",
     "GatedTrainingSAE": "training",
     "GatedTrainingSAEConfig": "config",
+    "load": "loading",
 }
 
 

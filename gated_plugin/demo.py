@@ -83,16 +83,19 @@ def _whole_job(out: Path, quiet: bool, report: Callable[[str], None]) -> dict[st
     evaluate(run, recipe, quiet=quiet)
     draw(run)
     report("3/4  Publishing to the local hub")
-    published = publish(run, REPOSITORY, report=lambda line: report(f"     {line}"))
+    published = publish(
+        [run], REPOSITORY, quiet=quiet, report=lambda line: report(f"     {line}")
+    )
+    (sae_id,) = published.sae_ids
     report("4/4  Loading back with SAE.from_pretrained")
     from sae_lens import SAE
 
-    sae = SAE.from_pretrained(published.repo_id, published.sae_id)
-    agreement = verify(sae, run.activations, published.repo_id, published.sae_id)
+    sae = SAE.from_pretrained(REPOSITORY, sae_id)
+    agreement = verify(sae, run.activations, REPOSITORY, sae_id)
     return {
         **read_json(run.evaluation),
-        "repo_id": published.repo_id,
-        "sae_id": published.sae_id,
+        "repo_id": REPOSITORY,
+        "sae_id": sae_id,
         "revision": published.revision,
         "reloaded_with_plugin": type(sae).__module__ == "gated_plugin.architecture",
         "reloaded_without_plugin": True,  # `verify` raises where plain SAELens differs

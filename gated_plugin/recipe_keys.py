@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
+from textwrap import shorten
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from gated_plugin.errors import GatedError
@@ -39,6 +41,11 @@ REFUSED = {
     "sae.device": "set device",
     "sae.metadata": OF_OURS,
 }
+
+LONGEST_CONTEXT = 1 << 20
+"""Tokens; SAELens lists their places one by one."""
+LONGEST_KEY = 60
+"""Characters; of a longer key or value, a message shows as many."""
 
 # Counts of which there must be one at least.
 POSITIVE = frozenset(
@@ -88,16 +95,28 @@ class Keys:
         for key in checked.keys() & POSITIVE:
             if checked[key] < 1:
                 raise GatedError(f"{self.where(prefix + key)} is {checked[key]}; give at least 1.")
+        if checked.get("context_size", 0) > LONGEST_CONTEXT:
+            raise GatedError(
+                f"{self.where('context_size')} is {checked['context_size']}; give at most "
+                f"{LONGEST_CONTEXT}."
+            )
         return checked
 
     def where(self, key: str) -> str:
         return f"{self.file}: {key}"
 
     def refuse(self, what: str, given: str, choices: list[str]) -> NoReturn:
-        near = get_close_matches(given, choices, n=1, cutoff=0.0)
+        near = get_close_matches(given[:LONGEST_KEY], choices, n=1, cutoff=0.0)
         raise GatedError(
-            f"{self.file}: unknown {what} {given!r}; the nearest valid one is {near[0]!r}."
+            f"{self.file}: unknown {what} {_shown(given)}; the nearest valid one is {near[0]!r}."
         )
+
+
+def _shown(value: Any) -> str:
+    """For a sentence; a value may be of any size, and hold a terminal's control characters."""
+    found = reprlib.Repr()
+    found.maxstring = found.maxother = LONGEST_KEY
+    return found.repr(value)
 
 
 def _is_required(f: Any) -> bool:
@@ -109,10 +128,10 @@ def coerced(value: Any, hint: Any, where: str) -> Any:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     if isinstance(value, bool) and bool not in (hint, *get_args(hint)):
-        raise GatedError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}.")
+        raise GatedError(f"{where} is {value}; expected {getattr(hint, '__name__', hint)}.")
     try:
         config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
         return TypeAdapter(hint, config=config).validate_python(value)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise GatedError(f"{where} is {value!r}: {problem}.") from None
+        problem = shorten(error.errors()[0]["msg"], 200)
+        raise GatedError(f"{where} is {_shown(value)}; mend it ({problem}).") from None

@@ -24,6 +24,7 @@ from gated_plugin.engine.options import Options
 from gated_plugin.errors import GatedError
 from gated_plugin.recipe_keys import Keys, coerced
 from gated_plugin.sources import EMBEDDED
+from gated_plugin.strict_yaml import strict_yaml
 
 if TYPE_CHECKING:
     from sae_lens.config import LanguageModelSAERunnerConfig
@@ -51,12 +52,18 @@ class EvaluationPlan:
 class PublishPlan:
     """What a card must say that nobody can measure."""
 
-    license: str = "mit"
-    """Licence of the dictionary, by its Hub identifier."""
+    license: str | None = None
+    """Licence of the dictionary, by its Hub identifier, such as `mit`; `other` needs the next two.
+    It must be stated before anything is published (`hub.licensing`)."""
+    license_name: str | None = None
+    """Name of a licence that the Hub has no identifier for, such as `my-license-1.0`."""
+    license_link: str | None = None
+    """Where that licence can be read: an https address."""
     base_model: str | None = None
-    """Hub id of the language model; left out for a local model, which has none."""
+    """Hub id of the language model; only the embedded one, which has none, may do without."""
     base_model_terms: str | None = None
-    """Licence or terms of use of the language model, in one sentence."""
+    """Licence or terms of use of the language model, in one sentence; a model that the Hub gives
+    out only to those who accept its terms needs them."""
     datasets: tuple[str, ...] = ()
     """Hub ids of the training data."""
 
@@ -149,11 +156,11 @@ def find(source: str | Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GatedError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from None
+        raw = strict_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GatedError(f"{path} is no valid YAML ({error}); mend it.") from None
     if not isinstance(raw, dict):
-        raise GatedError(f"{path} holds no recipe: expected `key: value` lines at its top.")
+        raise GatedError(f"{path} holds no recipe; write `key: value` lines at its top.")
     return raw
 
 
@@ -168,9 +175,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(holder, dict):
             raise GatedError(f"--set {override!r}: {section!r} is a value, not a section.")
     try:
-        holder[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise GatedError(f"--set {override!r}: the value is no valid YAML.") from None
+        holder[last] = strict_yaml(text)
+    except ValueError as error:
+        raise GatedError(f"--set {override!r}: the value is no valid YAML ({error}).") from None
 
 
 class _Reader(Keys):
@@ -195,6 +202,9 @@ class _Reader(Keys):
         return recipe
 
     def _require_consistent(self, recipe: Recipe) -> None:
+        for key in _NEVER_DEFAULT:
+            if key not in recipe.runner:
+                raise GatedError(f"{self.where(key)} is missing; add it.")
         for key in _OF_A_LOADED_MODEL & recipe.runner.keys():
             if recipe.is_embedded:
                 raise GatedError(
@@ -242,7 +252,10 @@ class _Reader(Keys):
                     f"{architecture!r} does not have; leave it out."
                 )
             scale = coerced(paper_lambda, float, self.where("sae.paper_lambda"))
-            checked["l1_coefficient"] = scale * checked["d_in"]
+            product = scale * checked["d_in"]
+            checked["l1_coefficient"] = coerced(
+                product, float, self.where("sae.paper_lambda · d_in")
+            )
         return {"architecture": architecture, **checked}
 
     def _plan(self, raw: dict[str, Any], name: str, plan: type[Any]) -> Any:
@@ -256,4 +269,6 @@ class _Reader(Keys):
 
 
 _OF_A_LOADED_MODEL = frozenset({"model_class_name", "model_from_pretrained_kwargs"})
+_NEVER_DEFAULT = ("model_name", "hook_name", "dataset_path")
+"""SAELens would train on some layer of a small model of its own choice."""
 _SECTIONS = ("name", "description", "sae", "evaluation", "publish", "engine")

@@ -1,4 +1,4 @@
-"""`gated-hub`: train, evaluate and publish Gated SAEs."""
+"""`gated-hub`: train, evaluate, publish and fetch Gated SAEs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ EXIT_ERROR = 1
 
 def main() -> None:
     """Entry point of the console script: errors are one sentence, `--debug` adds a traceback."""
-    from gated_plugin.cli import output
-    from gated_plugin.cli.commands import app
+    from gated_plugin.cli import hub_commands, output
     from gated_plugin.errors import GatedError
 
     debug = "--debug" in sys.argv
     if not debug:
         _hush()
     try:
-        app()
+        hub_commands.app()
     except GatedError as error:
         if debug:
             raise

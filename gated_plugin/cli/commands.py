@@ -1,4 +1,5 @@
-"""The commands: each parses, calls one function, and prints through one sink."""
+"""The command line, and its commands about runs: each parses, calls one function, and prints
+through one sink."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from gated_plugin.cli.output import answer, chosen, error
 
 app = typer.Typer(
     name="gated-hub",
-    help="Train, evaluate and publish Gated sparse autoencoders with SAELens.",
+    help="Train, evaluate, publish and fetch Gated sparse autoencoders with SAELens.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,7 +34,7 @@ Set = Annotated[
 def gated_hub(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")] = False,
 ) -> None:
-    """Train, evaluate and publish Gated sparse autoencoders with SAELens."""
+    """Train, evaluate, publish and fetch Gated sparse autoencoders with SAELens."""
 
 
 @app.command()
@@ -66,7 +67,7 @@ def train(
         out or Path("runs") / plan.name,
         resume=resume,
         checkpoint_every=checkpoint_every,
-        quiet=_silenced(as_json, quiet),
+        quiet=silenced(as_json, quiet),
     )
     draw(run)
     answer(
@@ -88,54 +89,9 @@ def evaluate(run: RunPath, as_json: AsJson = False, quiet: Quiet = False) -> Non
     from gated_plugin.science.plots import draw
 
     opened = Run.open(run)
-    figures = run_evaluation(opened, Recipe.load(opened.recipe), quiet=_silenced(as_json, quiet))
+    figures = run_evaluation(opened, Recipe.load(opened.recipe), quiet=silenced(as_json, quiet))
     draw(opened)
     answer(chosen(as_json, quiet), asdict(figures), f"{run} on {figures.dataset_path}")
-
-
-@app.command()
-def push(
-    run: RunPath,
-    repo: Annotated[str, typer.Option(help="The repository, such as org/name.")],
-    private: Annotated[bool, typer.Option(help="Create it as a private one.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Publish a run: fold, compare in plain SAELens, one commit, check the remote hashes.
-
-    gated-hub push runs/quickstart --repo me/gated-books
-    """
-    from gated_plugin.hub.publish import publish
-    from gated_plugin.runs import Run
-
-    output = chosen(as_json, quiet)
-    published = publish(
-        Run.open(run), repo, private=private, report=_reporter(_silenced(as_json, quiet))
-    )
-    answer(output, {**asdict(published), "load": published.snippet}, "Published.")
-
-
-@app.command()
-def serve(
-    root: Annotated[Path, typer.Option(help="Folder that keeps its repositories.")] = Path(
-        "runs/hub"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8899,
-) -> None:
-    """Serve a private Hub on this computer alone (127.0.0.1), until Ctrl-C.
-
-    gated-hub serve --port 8899
-    """
-    import threading
-
-    from gated_plugin.hub.local import LocalHub
-
-    with LocalHub(root, port) as hub:
-        print(f"Local hub at {hub.url}, kept in {root}. In another terminal:\n")
-        print(f"  export HF_ENDPOINT={hub.url}")
-        print(f"  export HF_TOKEN=$(cat {root / 'token'})")
-        print("  export HF_HUB_DISABLE_XET=1\n", flush=True)
-        threading.Event().wait()
 
 
 @app.command()
@@ -150,8 +106,8 @@ def demo(
     """
     from gated_plugin.demo import demo as run_demo
 
-    silent = _silenced(as_json, quiet)
-    summary = run_demo(out, quiet=silent, report=_reporter(silent))
+    silent = silenced(as_json, quiet)
+    summary = run_demo(out, quiet=silent, report=reporter(silent))
     answer(chosen(as_json, quiet), summary, f"\nA Gated SAE in {summary['seconds']:.0f} s:")
 
 
@@ -177,12 +133,12 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _silenced(as_json: bool, quiet: bool) -> bool:
+def silenced(as_json: bool, quiet: bool) -> bool:
     """Whether there is to be nothing beside the answer; then our own notices are off too."""
     if as_json or quiet:
         logging.getLogger("gated_plugin").setLevel(logging.ERROR)
     return as_json or quiet
 
 
-def _reporter(quiet: bool) -> Callable[[str], None]:
+def reporter(quiet: bool) -> Callable[[str], None]:
     return (lambda line: None) if quiet else (lambda line: print(line, flush=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -32,6 +32,31 @@ def answer(output: Output, figures: Mapping[str, Any], title: str = "") -> None:
         width = max(map(len, figures), default=0)
         for name, value in figures.items():
             print(f"  {name:<{width}}  {_readable(value)}")
+
+
+def table(
+    output: Output, title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
+) -> None:
+    """Print rows: as a list of objects in JSON, for people as aligned columns.
+
+    Args:
+        title: what the rows are, and their key in JSON.
+        columns: heading of each column, by its key in the rows.
+    """
+    if output is Output.json:
+        print(json.dumps({title: [dict(row) for row in rows]}))
+    elif output is Output.human:
+        lines = [tuple(columns.values())]
+        lines += [tuple(_readable(row.get(key)) for key in columns) for row in rows]
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        for line in lines:
+            padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            print("  ".join(padded).rstrip())
+
+
+def text(content: str) -> None:
+    """Print a text that is an answer by itself, such as a card."""
+    print(content, end="" if content.endswith("\n") else "\n")
 
 
 def error(sentence: str) -> None:

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
+import random
 import time
 from collections.abc import Callable
 from functools import cache
-from json import JSONDecodeError
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
+import gated_plugin
 from gated_plugin.errors import GatedError
+from gated_plugin.hub.failures import (
+    LONGEST_WAIT,
+    TRANSIENT,
+    endpoint,
+    explained,
+    failures,
+    is_transient,
+    status_of,
+    wait_asked,
+    wait_asked_by,
+)
+from gated_plugin.hub.redaction import hide
 
 if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfApi
+
+__all__ = [
+    "CONNECT_SECONDS",
+    "LOG_IN",
+    "SILENCE_SECONDS",
+    "WAITS",
+    "Patience",
+    "ask",
+    "ask_once",
+    "connect",
+    "explained",
+    "failures",
+    "is_transient",
+    "status_of",
+]
 
 Answer = TypeVar("Answer")
 
@@ -24,49 +50,81 @@ CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 120.0
 """The longest silence within a request. The client itself waits for ever."""
 
-WAITS = (1.0, 2.0, 4.0)
-"""Seconds before each further try of a call that failed for a moment."""
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds, on average, before each further try of a call that failed for a moment."""
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-TRANSIENT = (408, 429, 500, 502, 503, 504)
 LOG_IN = "run `hf auth login` or set HF_TOKEN, with a token that may write"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def connect() -> HfApi:
+def connect(token: str | None = None, *, anonymous_ok: bool = False) -> HfApi:
     """The Hub's client, for the endpoint and the token that huggingface_hub itself would take.
 
+    Args:
+        token: one to take in place of that.
+        anonymous_ok: whether no token is needed, which is so for reading what is public.
+
     Raises:
-        GatedError: nobody is logged in.
+        GatedError: nobody is logged in, or token or endpoint cannot be one.
     """
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import HfApi
 
+    address = _checked_endpoint()
     _set_up()
-    if urlsplit(_endpoint()).hostname in LOOPBACK:
-        # The client takes Xet for given wherever hf_xet is installed; a local hub has LFS only.
-        constants.HF_HUB_DISABLE_XET = True
-    token = get_token()
-    if token is None:
+    if not anonymous_ok:
+        _choose_upload_protocol(address)
+    found = _token(token, anonymous_ok)
+    if found is not None:
+        hide(found)
+    elif not anonymous_ok:
         raise GatedError(f"You are not logged in to the Hub; {LOG_IN}.")
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    return HfApi(
+        endpoint=address,
+        token=found or False,
+        library_name="gated-plugin",
+        library_version=gated_plugin.__version__,
+    )
 
 
-def ask(action: str, repo_id: str, call: Callable[[], Answer]) -> Answer:
+class Patience:
+    """How long to wait after each failure of a call, and when to give up."""
+
+    def __init__(self) -> None:
+        self._waits = iter(WAITS)
+
+    def wait_after(self, failure: BaseException) -> float | None:
+        """Seconds to wait before the next try; None when there shall be none."""
+        wait = next(self._waits, None) if is_transient(failure) else None
+        asked = wait_asked(failure) or 0.0
+        if wait is None or asked > LONGEST_WAIT:
+            return None
+        # At random, so that many clients that failed at once do not come back at once.
+        return asked + wait * random.uniform(0.5, 1.5)
+
+
+def ask(
+    action: str,
+    repo_id: str,
+    call: Callable[[], Answer],
+    final: tuple[type[BaseException], ...] = (),
+) -> Answer:
     """What `call` returns, tried again when the Hub fails for a moment.
 
     Args:
         action: what the call does to the repository, for the message: "upload to".
         call: one that may be sent twice.
+        final: failures after which it is not.
 
     Raises:
         GatedError: it failed for good.
     """
-    waits = iter(WAITS)
+    patience = Patience()
     while True:
         try:
             return call()
         except failures() as failure:
-            wait = next(waits, None)
-            if wait is None or not is_transient(failure):
+            wait = None if isinstance(failure, final) else patience.wait_after(failure)
+            if wait is None:
                 raise explained(failure, action, repo_id) from failure
         time.sleep(wait)
 
@@ -79,117 +137,82 @@ def ask_once(action: str, repo_id: str, call: Callable[[], Answer]) -> Answer:
         raise explained(failure, action, repo_id) from failure
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """What a call of huggingface_hub raises: its own errors are OSErrors and HTTPErrors, an answer
-    that it cannot read is a ValueError, and a failed upload comes wrapped in a RuntimeError."""
-    import httpx2
+def _token(given: str | None, anonymous_ok: bool) -> str | None:
+    """The token without the white space that comes with copying it; None where there is none."""
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import get_token_to_send
 
-    return (httpx2.HTTPError, OSError, ValueError, RuntimeError)
-
-
-def is_transient(failure: BaseException) -> bool:
-    """Whether the same call may succeed in a moment."""
-    import httpx2
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    root, status = _root(failure), status_of(failure)
-    if status is not None:
-        return status in TRANSIENT
-    if isinstance(root, OfflineModeIsEnabled):
-        return False
-    # A proxy in front of the Hub answers in HTML, which the client takes for JSON. hf_xet raises
-    # Python's own ConnectionError.
-    return isinstance(root, (httpx2.TransportError, ConnectionError, JSONDecodeError))
-
-
-def status_of(failure: BaseException) -> int | None:
-    """The HTTP status that the Hub answered with; None when there was no answer."""
-    return getattr(getattr(_root(failure), "response", None), "status_code", None)
-
-
-def explained(failure: BaseException, action: str, repo_id: str) -> GatedError:
-    """The sentence for a person, with what to do next, and without the token."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    root = _root(failure)
-    status = status_of(failure)
-    if status is not None:
-        return GatedError(_status_sentence(root, status, action, repo_id))
-    if isinstance(root, OfflineModeIsEnabled):
-        return GatedError("The Hub is switched off here; unset HF_HUB_OFFLINE to reach it.")
-    if is_transient(root):
-        return GatedError(
-            f"The Hub at {_endpoint()} could not be reached to {action} {repo_id} "
-            f"({type(root).__name__}); check the network and run the same command again."
+    found = given or (get_token_to_send(None) if anonymous_ok else get_token())
+    token = "".join((found or "").split())
+    if not token.isascii() or not token.isprintable():
+        raise GatedError(
+            "Your Hub token holds characters that no token has; copy it once more, and run "
+            "`hf auth login` or set HF_TOKEN."
         )
-    message = " ".join(str(root).split())
-    return GatedError(f"Could not {action} {repo_id}: {_without_token(message)}")
+    return token or None
 
 
-def _status_sentence(failure: BaseException, status: int, action: str, repo_id: str) -> str:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    if isinstance(failure, RepositoryNotFoundError):
-        return (
-            f"The Hub has no repository {repo_id} that you may see; check its name and "
-            "`hf auth whoami`."
+def _checked_endpoint() -> str:
+    address = endpoint()
+    try:
+        parts = urlsplit(address)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise GatedError(
+            f"HF_ENDPOINT is {address!r}, which is no address of a Hub; unset it, or set it to "
+            "one such as https://huggingface.co."
         )
-    if status == 401:
-        return f"The Hub does not know your token; {LOG_IN}."
-    if status == 403:
-        return (
-            f"Your token may not {action} {repo_id}; make one with the right to write at "
-            f"{_endpoint()}/settings/tokens and run `hf auth login`."
-        )
-    if status == 412:
-        return (
-            f"Somebody else changed {repo_id} in the meantime, so nothing was sent; "
-            "run the same command again."
-        )
-    message = _without_token(getattr(failure, "server_message", None) or "no reason given")
-    advice = "try again in a few minutes" if status in TRANSIENT else "mend that and try again"
-    return f"The Hub failed to {action} {repo_id} (HTTP {status}: {message}); {advice}."
+    return address
 
 
-def _root(failure: BaseException) -> BaseException:
-    """The error below the wrappers that huggingface_hub puts around it."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _choose_upload_protocol(address: str) -> None:
+    """Plain LFS, which needs 39 MiB where Xet took 470, unless HF_HUB_DISABLE_XET=0 asks for Xet.
 
-    while isinstance(failure, (RuntimeError, LocalEntryNotFoundError)) and failure.__cause__:
-        failure = failure.__cause__
-    return failure
-
-
-def _endpoint() -> str:
+    The client takes Xet wherever hf_xet is installed, but a hub on this computer has LFS only.
+    """
     from huggingface_hub import constants
 
-    return os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
-
-
-def _without_token(text: str) -> str:
-    from huggingface_hub import get_token
-
-    token = get_token()
-    return text.replace(token, "***") if token else text
+    asked_for = os.environ.get("HF_HUB_DISABLE_XET") == "0"
+    constants.HF_HUB_DISABLE_XET = not asked_for or urlsplit(address).hostname in LOOPBACK
 
 
 @cache
 def _set_up() -> None:
     """Once in a process, for the factory replaces the client that everybody shares."""
     from huggingface_hub import set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils import _http
+
+    theirs = _http._GLOBAL_CLIENT_FACTORY
 
     def factory() -> httpx2.Client:
-        client = default_client_factory()
+        client = _default_client() if theirs is _http.default_client_factory else theirs()
         hooks = client.event_hooks
-        client.event_hooks = {**hooks, "request": [*hooks["request"], _limit_waiting]}
+        client.event_hooks = {
+            "request": [*hooks["request"], _limit_silence],
+            "response": [*hooks["response"], _refuse_long_waits],
+        }
         return client
 
     set_client_factory(factory)
-    logging.getLogger("huggingface_hub.utils._http").addFilter(_without_signature)
 
 
-def _limit_waiting(request: httpx2.Request) -> None:
+def _default_client() -> httpx2.Client:
+    """As huggingface_hub makes its own, but no proxy stands before this computer itself."""
+    import httpx2
+    from huggingface_hub.utils import _http
+
+    hosts = (f"[{host}]" if ":" in host else host for host in LOOPBACK)
+    return httpx2.Client(
+        event_hooks={"request": [_http.hf_request_event_hook]},
+        follow_redirects=True,
+        timeout=None,
+        mounts=dict.fromkeys(f"all://{host}" for host in hosts),
+    )
+
+
+def _limit_silence(request: httpx2.Request) -> None:
     """For each request, because many calls ask for no time limit whatever the client's own is."""
     asked = request.extensions.get("timeout", {})
     limits = dict.fromkeys(("read", "write", "pool"), SILENCE_SECONDS)
@@ -198,7 +221,10 @@ def _limit_waiting(request: httpx2.Request) -> None:
     request.extensions["timeout"] = limits
 
 
-def _without_signature(record: logging.LogRecord) -> bool:
-    """Upload addresses hold their signature in the query, and each retry logs its address."""
-    record.msg, record.args = re.sub(r"\?\S+", "?…", record.getMessage()), ()
-    return True
+def _refuse_long_waits(response: httpx2.Response) -> None:
+    """huggingface_hub would sleep for as long as the Hub says, in silence, be it an hour."""
+    from huggingface_hub.utils import hf_raise_for_status
+
+    if response.status_code in TRANSIENT and (wait_asked_by(response) or 0.0) > LONGEST_WAIT:
+        response.read()
+        hf_raise_for_status(response)

@@ -13,8 +13,9 @@ from typing import Any
 
 import gated_plugin
 from gated_plugin.errors import GatedError
+from gated_plugin.hub.licensing import kept_plan
 from gated_plugin.hub.naming import without_machine_paths
-from gated_plugin.recipes import Recipe
+from gated_plugin.recipes import PublishPlan, Recipe
 from gated_plugin.runs import Run, read_json
 
 FILENAME = "config.json"
@@ -25,12 +26,19 @@ Entry = dict[str, Any]
 """One SAE: id, architecture, model, hook, width, figures, training, evaluation, weights."""
 
 
-def index(entries: Iterable[Entry]) -> dict[str, Any]:
-    """The content of config.json."""
+def index(repo_id: str, entries: Iterable[Entry], publish: PublishPlan) -> dict[str, Any]:
+    """The content of config.json.
+
+    Args:
+        publish: what the card says of licence and language model, so that the index alone is
+            enough to write the card again.
+    """
     return {
+        "repo_id": repo_id,
         "library_name": "saelens",
         "library_version": version("sae-lens"),
         "gated_plugin_version": gated_plugin.__version__,
+        "publish": kept_plan(publish),
         "saes": sorted(entries, key=lambda entry: entry["id"]),
     }
 
@@ -69,18 +77,16 @@ def measured(run: Run) -> dict[str, Any]:
     return figures
 
 
-def entry(recipe: Recipe, figures: dict[str, Any], weights: dict[str, Any]) -> Entry:
-    """What the index says of one SAE.
+def entry(recipe: Recipe, figures: dict[str, Any]) -> Entry:
+    """What the index says of one SAE before it is staged: neither id nor weights.
 
     Args:
         figures: of `measured`.
-        weights: `id`, `d_in`, `dtype`, `bytes`, `sha256`, `plots` of the staged files.
     """
     config = recipe.runner_config()
     sae = config.sae
     return without_machine_paths(
         {
-            "id": weights["id"],
             "architecture": sae.architecture(),
             "model": config.model_name,
             "hook": config.hook_name,
@@ -100,14 +106,12 @@ def entry(recipe: Recipe, figures: dict[str, Any], weights: dict[str, Any]) -> E
                 "batch": config.train_batch_size_tokens,
                 "normalize_activations": sae.normalize_activations,
                 "dtype": config.dtype,
+                "seed": config.seed,
             },
             "evaluation": {
                 "dataset": figures["dataset_path"],
                 "tokens": figures["tokens_evaluated"],
                 "context_size": figures["context_size"],
-            },
-            "weights": {
-                name: weights[name] for name in ("d_in", "dtype", "bytes", "sha256", "plots")
             },
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -20,8 +21,11 @@ SITES = {
 IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
-def sae_id(hook_name: str, d_sae: int, l0: float) -> str:
+def sae_id(hook_name: str, d_sae: int, l0: float, decimals: int = 0) -> str:
     """The folder of an SAE in its repository, such as `resid_post/layer_20/width_131k/l0_67`.
+
+    Args:
+        decimals: of the L0, for an SAE that has a neighbour with the same rounded one.
 
     Hook points outside of TransformerLens' blocks have no layer, and those that `SITES` does not
     hold keep their name, with what does not belong into a path replaced.
@@ -29,8 +33,25 @@ def sae_id(hook_name: str, d_sae: int, l0: float) -> str:
     block = IN_BLOCK.fullmatch(hook_name)
     layer, point = block.groups() if block else (None, hook_name)
     site = SITES.get(point) or re.sub(r"[^\w.-]+|^\.+|\.+$", "_", point, flags=re.ASCII)
-    parts = [site, *([f"layer_{layer}"] if layer else []), width(d_sae), f"l0_{round(l0)}"]
+    sparsity = f"l0_{l0:.{decimals}f}"
+    parts = [site, *([f"layer_{layer}"] if layer else []), width(d_sae), sparsity]
     return "/".join(parts)
+
+
+def distinct_id(hook_name: str, d_sae: int, l0: float, taken: Container[str]) -> str:
+    """`sae_id`, with as many decimals of the L0 as tell it from the ids in `taken`.
+
+    Raises:
+        GatedError: three do not.
+    """
+    for decimals in range(4):
+        chosen = sae_id(hook_name, d_sae, l0, decimals)
+        if chosen not in taken:
+            return chosen
+    raise GatedError(
+        f"Another SAE with other training settings is {chosen!r} already; push to another "
+        "repository."
+    )
 
 
 def width(d_sae: int) -> str:

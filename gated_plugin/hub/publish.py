@@ -1,79 +1,154 @@
-"""A run → a dictionary on the Hub, by one commit that is checked before and after."""
+"""Runs → dictionaries on the Hub, by one commit that is checked before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import client, naming
+from gated_plugin.hub import client, naming, preparation
+from gated_plugin.hub.apart import apart
 from gated_plugin.hub.repository import Repository
-from gated_plugin.hub.staging import stage
-from gated_plugin.hub.verification import verify
+from gated_plugin.hub.sending import Changes, Shipment, create
 from gated_plugin.runs import Run
 
 if TYPE_CHECKING:
+    from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo
 
 
 @dataclass(frozen=True)
 class Published:
-    """A dictionary that is on the Hub, its files equal to ours by hash."""
+    """Dictionaries that are on the Hub, their files equal to ours by hash."""
 
     repo_id: str
-    sae_id: str
-    revision: str
-    """Commit in which the files are."""
+    sae_ids: tuple[str, ...]
+    revision: str | None
+    """Commit in which the files are; None after a dry run."""
     url: str
+    folder: str
+    """What was sent, or would be."""
+    sent: dict[str, int]
+    """Bytes of each new or changed file, by its path in the repository."""
     max_abs_diff: float
     """Between plain SAELens and the plugin, over features and reconstructions, in float64."""
 
     @property
     def snippet(self) -> str:
-        """Python that loads it."""
+        """Python that loads the first of them."""
         return (
             "from sae_lens import SAE; "
-            f'sae = SAE.from_pretrained("{self.repo_id}", "{self.sae_id}")'
+            f'sae = SAE.from_pretrained("{self.repo_id}", "{self.sae_ids[0]}")'
         )
 
 
 def publish(
-    run: Run,
-    repo_id: str,
+    runs: Sequence[Run],
+    repo_id: str | None = None,
     *,
     private: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Published:
-    """Fold, load in plain SAELens and compare, then send everything in one commit.
+    """Fold, check, load in plain SAELens and compare, then send everything in one commit.
 
     Nothing is sent, and no repository made, before all local checks have passed. A repository
     that holds the same files already gets no commit.
 
     Args:
+        runs: each becomes an SAE of the repository.
+        repo_id: `owner/name`; by default the name of the only run, below the own user name.
         private: of a repository that does not exist yet.
+        dry_run: stop before anything is sent.
+        quiet: without progress bars.
         report: takes a line when each step is done.
 
     Raises:
         GatedError: what prevented it, and what to do.
     """
-    naming.check_repo_id(repo_id)
-    run.require_evaluated()
-    repository = Repository(client.connect(), repo_id)
+    for run in runs:
+        run.require_evaluated()
+    if repo_id is not None:
+        naming.check_repo_id(repo_id)
+    api = client.connect()
+    identity = _identity(api)
+    repo_id = repo_id or _own_name(runs, identity)
+    repository = Repository(api, repo_id)
     before = repository.info()
     _refuse_public(before, private, repo_id)
-    siblings = repository.entries(before) if before else []
-    staged = stage(run, repo_id, siblings)
-    report(f"Staged {staged.sae_id} in {staged.folder}.")
-    agreement = verify(staged.sae, run.activations, str(staged.folder / staged.sae_id))
-    report(
-        f"Plain SAELens computes the same, to within {agreement.max_abs_diff:.1e} in float64 and "
-        f"{agreement.max_abs_diff_float32:.1e} in float32."
+    prepared = _prepared(runs, repository, before, report)
+    shipment = Shipment(repository, Path(prepared["folder"]), prepared["sae_ids"], quiet)
+    changes = shipment.changes(before.sha if before else None)
+    revision = None if dry_run else _sent(shipment, changes, before, private, report)
+    return Published(
+        repo_id=repo_id,
+        sae_ids=tuple(prepared["sae_ids"]),
+        revision=revision,
+        url=f"{api.endpoint}/{repo_id}",
+        folder=prepared["folder"],
+        sent={change.path_in_repo: change.upload_info.size for change in changes.changed},
+        max_abs_diff=prepared["max_abs_diff"],
     )
-    revision = repository.send(staged.folder, staged.sae_id, before, private, report)
+
+
+def _prepared(
+    runs: Sequence[Run],
+    repository: Repository,
+    before: ModelInfo | None,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    head = before.sha if before else None
+    made: dict[str, Any] = apart(
+        preparation.prepare,
+        report,
+        [str(run.path) for run in runs],
+        repository.id,
+        repository.index(head) if head else None,
+        repository.card(head) if head else None,
+        sorted(repository.files(head)) if head else [],
+    )
+    return made
+
+
+def _sent(
+    shipment: Shipment,
+    changes: Changes,
+    before: ModelInfo | None,
+    private: bool,
+    report: Callable[[str], None],
+) -> str:
+    repository = shipment.repository
+    if before is not None and before.sha and not changes:
+        report(f"{repository.id} holds these files already: there is nothing to send.")
+        return before.sha
+    head = before.sha if before and before.sha else create(repository, private)
+    revision = shipment.send(changes, head, report)
     report("Every file on the Hub has the hash of the one here.")
-    url = f"{repository.api.endpoint}/{repo_id}"
-    return Published(repo_id, staged.sae_id, revision, url, agreement.max_abs_diff)
+    return revision
+
+
+def _identity(api: HfApi) -> dict[str, Any]:
+    """Who pushes.
+
+    Raises:
+        GatedError: nobody whom the Hub knows, or somebody who may only read.
+    """
+    identity: dict[str, Any] = client.ask("log in for a push to", "the Hub", api.whoami)
+    token = identity.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise GatedError(f"Your token may only read, so nothing was begun; {client.LOG_IN}.")
+    return identity
+
+
+def _own_name(runs: Sequence[Run], identity: dict[str, Any]) -> str:
+    if len(runs) > 1:
+        raise GatedError("Several runs have no name in common; name the repository with --repo.")
+    repo_id = f"{identity['name']}/{runs[0].name}"
+    naming.check_repo_id(repo_id)
+    return repo_id
 
 
 def _refuse_public(before: ModelInfo | None, private: bool, repo_id: str) -> None:

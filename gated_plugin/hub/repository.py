@@ -1,21 +1,56 @@
-"""A repository on the Hub: read, compared by hashes, and changed by one commit."""
+"""A repository on the Hub, as it is read."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import time
-from collections.abc import Callable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import client, index
 from gated_plugin.hub.client import ask, ask_once
+from gated_plugin.hub.download import download
+from gated_plugin.hub.index import FILENAME, Entry, entries_of
 
 if TYPE_CHECKING:
+    from hashlib import _Hash
+
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import CommitOperationAdd, ModelInfo
+    from huggingface_hub.hf_api import ModelInfo, RepoFile, RepoFolder
+
+CARD = "README.md"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+LARGEST_TEXT = 16 << 20
+"""Bytes of a card or an index: 10,000 SAEs at 1.5 kB each."""
+
+
+class RemoteFile(NamedTuple):
+    """A file in a commit, and what its content must be."""
+
+    path: str
+    """Within the repository, with /."""
+    size: int
+    """Bytes."""
+    sha256: str | None
+    """Of the content of a file in LFS; None of the small ones, which are in git itself."""
+    oid: str
+    """The name that git gives it: of small files the hash of their content."""
+
+    @property
+    def hash(self) -> str:
+        """What the content must hash to, in hex."""
+        return self.sha256 or self.oid
+
+    def digest(self) -> _Hash:
+        """A new hasher, which arrives at `hash` with all of the content."""
+        if self.sha256 is not None:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
 
 @dataclass(frozen=True)
@@ -25,13 +60,13 @@ class Repository:
     api: HfApi
     id: str
 
-    def info(self) -> ModelInfo | None:
+    def info(self, revision: str | None = None) -> ModelInfo | None:
         """What the Hub says of it; None when it does not exist (or is hidden from us)."""
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         def model_info() -> ModelInfo | None:
             try:
-                return self.api.model_info(self.id)
+                return self.api.model_info(self.id, revision=revision)
             except GatedRepoError:
                 raise
             except RepositoryNotFoundError:
@@ -41,116 +76,103 @@ class Repository:
 
     def head(self) -> str:
         """The commit that `main` is at."""
-        info = ask("read", self.id, lambda: self.api.model_info(self.id))
-        assert info.sha is not None
-        return info.sha
+        return self.resolve(None)
 
-    def entries(self, state: ModelInfo) -> list[index.Entry]:
-        """The index of dictionaries that it holds in `state`."""
-        from huggingface_hub.errors import RemoteEntryNotFoundError
+    def resolve(self, revision: str | None, final: tuple[type[BaseException], ...] = ()) -> str:
+        """The commit, 40 hex digits, that a branch, tag or commit is at; None is for `main`.
 
-        def content() -> str | None:
+        Args:
+            final: failures after which the Hub is not asked again.
+        """
+        from huggingface_hub.errors import RevisionNotFoundError
+
+        def sha() -> str | None:
             try:
-                path = self.api.hf_hub_download(self.id, index.FILENAME, revision=state.sha)
-            except RemoteEntryNotFoundError:
-                return None
-            return Path(path).read_text(encoding="utf-8")
+                return self.api.model_info(self.id, revision=revision).sha
+            except RevisionNotFoundError:
+                raise GatedError(
+                    f"{self.id} has no branch, tag or commit {revision!r}; name another one with "
+                    "--revision, or leave it out for the newest."
+                ) from None
 
-        text = ask("read the index of", self.id, content)
-        return [] if text is None else index.entries_of(_json(text), self.id)
-
-    def send(
-        self,
-        folder: Path,
-        sae_id: str,
-        before: ModelInfo | None,
-        private: bool,
-        report: Callable[[str], None],
-    ) -> str:
-        """Make the repository hold the files of `folder`; returns the commit in which it does."""
-        if before is None:
-            ask(
-                "create",
-                self.id,
-                # None leaves it to the organisation's default, which may be private.
-                lambda: self.api.create_repo(self.id, private=private or None, exist_ok=True),
-            )
-        head = before.sha if before and before.sha else self.head()
-        if before is not None and not self.differing(folder, head):
-            report(f"{self.id} holds these files already: there is nothing to send.")
-            return head
-        operations = self._uploaded(folder)
-        revision = self._commit(operations, folder, f"Add {sae_id}", head)
-        report(f"Sent {len(operations)} files to {self.id} in one commit.")
-        wrong = self.differing(folder, revision)
-        if wrong:
+        found = ask("read", self.id, sha, final)
+        asked = revision if COMMIT.fullmatch(revision or "") else found
+        if not isinstance(found, str) or not COMMIT.fullmatch(found) or found != asked:
             raise GatedError(
-                f"After the push {', '.join(wrong)} in {self.id} differ from what was sent; run "
-                "the same command again, and if that does not mend it, look at its .gitignore."
+                f"{self.api.endpoint} does not say which commit of {self.id} it has; check "
+                "HF_ENDPOINT and run the same command again."
             )
-        return revision
+        return found
 
-    def differing(self, folder: Path, revision: str) -> list[str]:
-        """The files of `folder` that are not the same in the repository, by their hashes."""
-        found = ask_once(
+    def files(self, sha: str) -> dict[str, RemoteFile]:
+        """All files of a commit, by their paths."""
+        entries = ask_once(
             "read the files of",
             self.id,
-            lambda: self.api.verify_repo_checksums(self.id, revision=revision, local_dir=folder),
+            lambda: list(self.api.list_repo_tree(self.id, recursive=True, revision=sha)),
         )
-        return sorted([*found.extra_paths, *(file["path"] for file in found.mismatches)])
+        return {file.path: file for file in self._files_among(entries)}
 
-    def _uploaded(self, folder: Path) -> list[CommitOperationAdd]:
-        """Additions of all files, with the large ones' content on the Hub, in no commit yet."""
-        from huggingface_hub import CommitOperationAdd
+    def text(self, sha: str, path: str) -> str | None:
+        """The content of a text file, in UTF-8; None where there is no such file.
 
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        operations = [
-            CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files
-        ]
-        ask_once(
-            "upload to",
-            self.id,
-            lambda: self.api.preupload_lfs_files(self.id, operations, free_memory=False),
-        )
-        return operations
-
-    def _commit(
-        self, operations: list[CommitOperationAdd], folder: Path, message: str, parent: str
-    ) -> str:
-        """One commit on top of `parent`.
-
-        It may land and its answer be lost; then a second try would be refused for its parent. So
-        after each failure the repository is asked before the commit is sent again or given up.
+        Raises:
+            GatedError: it is far too large for one.
         """
-        waits = iter(client.WAITS)
-        while True:
-            try:
-                return self.api.create_commit(
-                    self.id, operations, commit_message=message, parent_commit=parent
-                ).oid
-            except client.failures() as failure:
-                wait = next(waits, None) if client.is_transient(failure) else None
-                head = self._head_if_equal(folder, failure)
-                if head is not None:
-                    return head
-                if wait is None:
-                    raise client.explained(failure, "commit to", self.id) from failure
-            time.sleep(wait)
-
-    def _head_if_equal(self, folder: Path, failure: Exception) -> str | None:
-        """The head, if it holds the files of `folder` although the commit seemed to fail."""
-        try:
-            head = self.head()
-            return None if self.differing(folder, head) else head
-        except GatedError:
+        entries = ask(
+            "read the files of",
+            self.id,
+            lambda: self.api.get_paths_info(self.id, [path], revision=sha),
+        )
+        file = next((file for file in self._files_among(entries) if file.path == path), None)
+        if file is None:
+            return None
+        if file.size > LARGEST_TEXT:
             raise GatedError(
-                f"The push to {self.id} broke off and the Hub cannot be asked whether it arrived; "
-                "run the same command again: it sends only what is missing."
-            ) from failure
+                f"{path} of {self.id} has {file.size:,} bytes, far more than such a file needs; "
+                "have its owner mend it, or name an older one with --revision."
+            )
+        with TemporaryDirectory() as folder:
+            target = Path(folder) / "text"
+            download(self, sha, file, target)
+            return target.read_text(encoding="utf-8", errors="replace")
 
+    def card(self, sha: str) -> str | None:
+        """The README.md; None where there is none."""
+        return self.text(sha, CARD)
 
-def _json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+    def index(self, sha: str) -> Any:
+        """What the root config.json holds; None where there is none, a text where it is no JSON."""
+        text = self.text(sha, FILENAME)
+        try:
+            return None if text is None else json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+
+    def entries(self, sha: str) -> list[Entry]:
+        """The index of dictionaries at a commit; empty where there is no config.json.
+
+        Raises:
+            GatedError: there is one of something else.
+        """
+        content = self.index(sha)
+        return [] if content is None else entries_of(content, self.id)
+
+    def _files_among(self, entries: Iterable[RepoFile | RepoFolder]) -> Iterator[RemoteFile]:
+        from huggingface_hub.hf_api import RepoFile
+
+        for entry in entries:
+            if isinstance(entry, RepoFile):
+                sha256 = entry.lfs.sha256 if entry.lfs else None
+                file = RemoteFile(entry.path, entry.size, sha256, entry.blob_id)
+                self._require_sound(file)
+                yield file
+
+    def _require_sound(self, file: RemoteFile) -> None:
+        pattern = COMMIT if file.sha256 is None else SHA256
+        is_sized = type(file.size) is int and file.size >= 0
+        if not is_sized or not isinstance(file.path, str) or not pattern.fullmatch(str(file.hash)):
+            raise GatedError(
+                f"{self.api.endpoint} does not say what {file.path!r} of {self.id} is; check "
+                "HF_ENDPOINT and run the same command again."
+            )

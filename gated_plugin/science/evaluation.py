@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens.config import LanguageModelSAERunnerConfig
@@ -43,6 +43,13 @@ class Evaluation:
     dataset_path: str
     context_size: int
     seconds: float
+
+
+class Measurement(NamedTuple):
+    """Figures, and the sums over the tokens that they are made of."""
+
+    evaluation: Evaluation
+    totals: _Totals
 
 
 class Splice:
@@ -87,10 +94,21 @@ def evaluate(run: Run, recipe: Recipe, *, quiet: bool = False) -> Evaluation:
             no token that the SAE is for, or the losses are not finite.
     """
     run.require_trained()
+    measured = measure(load_sae(run), recipe, quiet=quiet)
+    _write(run, *measured)
+    return measured.evaluation
+
+
+def measure(sae: SAE[Any], recipe: Recipe, *, quiet: bool = False) -> Measurement:
+    """What `sae` makes of the recipe's held-out text; writes nothing.
+
+    Raises:
+        GatedError: as `evaluate`.
+    """
     started = time.monotonic()
     cfg = recipe.runner_config()
     sources.require_devices(cfg)
-    sae = load_sae(run, cfg.device)
+    sae.to(cfg.device).turn_off_forward_pass_hook_z_reshaping()  # `Splice` concatenates the heads
     model = sources.language_model(cfg)
     store = _held_out_store(recipe, cfg, model)
     batches = list(_held_out(store, recipe))
@@ -117,8 +135,7 @@ def evaluate(run: Run, recipe: Recipe, *, quiet: bool = False) -> Evaluation:
         context_size=cfg.context_size,
         seconds=round(time.monotonic() - started, 1),
     )
-    _write(run, evaluation, totals)
-    return evaluation
+    return Measurement(evaluation, totals)
 
 
 @dataclass
@@ -152,22 +169,20 @@ class _Totals:
         return (self.losses / self.predicted).tolist()
 
 
-def load_sae(run: Run, device: str) -> SAE[Any]:
-    """The run's trained SAE, for inference.
+def load_sae(run: Run) -> SAE[Any]:
+    """The run's trained SAE, for inference, on the CPU.
 
     Raises:
         GatedError: its files are damaged.
     """
     read_json(run.sae / "cfg.json")
     try:
-        sae = SAE.load_from_disk(run.sae, device=device)
+        return SAE.load_from_disk(run.sae)
     except Exception as error:  # safetensors and torch raise many kinds for a damaged file
         raise GatedError(
             f"The SAE in {run.sae} cannot be loaded ({' '.join(str(error).split())}); restore it "
             f"from a copy, or train again: `gated-hub train {run.recipe} --out {run.path}-again`."
         ) from error
-    sae.turn_off_forward_pass_hook_z_reshaping()  # `Splice` concatenates the heads itself
-    return sae
 
 
 def _held_out_store(

@@ -14,7 +14,8 @@ from gated_hub_process import Command, Ended
 
 GatedHub = Callable[..., Ended]
 
-COMMANDS = ["train", "eval", "push", "serve", "demo", "doctor"]
+COMMANDS = ["train", "eval", "demo", "doctor", "push", "pull", "list", "show", "verify"]
+COMMANDS += ["card", "convert", "serve"]
 
 # Prints the help, then on another line what was imported and the seconds of CPU that it took.
 HELP = """
@@ -60,7 +61,7 @@ def test_help_takes_under_half_a_second_and_imports_nothing_heavy(words: list[st
 
 
 def test_every_command_is_tested_for_its_help() -> None:
-    from gated_plugin.cli.commands import app
+    from gated_plugin.cli.hub_commands import app
 
     names = {info.name or info.callback.__name__ for info in app.registered_commands}
     assert names == set(COMMANDS)

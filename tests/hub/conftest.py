@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from faults import FaultyHub
 from miniature import make_run
+from surroundings import TOKENS, Surroundings, trust
 
-from gated_plugin.hub.local import Access
 from gated_plugin.runs import Run
 
 
@@ -32,21 +32,15 @@ def run(made_run: Path, tmp_path: Path) -> Run:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
     """An empty hub that the environment names, with a token of alice, who may write."""
-    tokens = {
-        "hf_thewriterstoken": Access("alice", "write"),
-        "hf_thereaderstoken": Access("bob", "read"),
-    }
-    with FaultyHub(tmp_path / "hub", tokens=tokens) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        # Read from the environment when huggingface_hub was imported.
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr("gated_plugin.hub.client.WAITS", (0.0, 0.0))
+    with FaultyHub(tmp_path / "hub", TOKENS) as hub:
+        Surroundings(hub.url, tmp_path).enter(monkeypatch)
         yield hub
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `publish` believe that plain SAELens agrees, and so take no seconds."""
+    trust(monkeypatch)
 
 
 @pytest.fixture

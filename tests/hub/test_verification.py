@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +13,23 @@ from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import verification
-from gated_plugin.hub.staging import folded
-from gated_plugin.hub.verification import TOLERANCE, compare, verify
+from gated_plugin.hub import index, plain_saelens, verification
+from gated_plugin.hub.plain_saelens import features_and_reconstructions
+from gated_plugin.hub.staging import stage
+from gated_plugin.hub.verification import TOLERANCE, compare, verify, verify_folders
+from gated_plugin.loading import load
 
 
 @pytest.fixture
-def sae(run):
-    return folded(run)
+def folder(run, tmp_path):
+    """The SAE of the run as it is published."""
+    stage(run, index.measured(run), tmp_path / "staged")
+    return tmp_path / "staged"
+
+
+@pytest.fixture
+def sae(folder):
+    return load(folder)
 
 
 @pytest.fixture
@@ -32,19 +41,41 @@ def x(run):
 def in_this_process(monkeypatch):
     """Loads the folder here, so that no process need be started."""
 
-    def run_here(activations: Path, output: Path, source: tuple[str, ...]) -> None:
-        save_file(made_by(SAE.load_from_disk(source[0]), activations), output)
+    def run_here(jobs: list[dict]) -> None:
+        for job in jobs:
+            save_file(made_by(SAE.load_from_disk(job["source"][0]), job), job["output"])
 
     monkeypatch.setattr(verification, "_run_plain", run_here)
 
 
-def made_by(sae, activations: Path) -> dict[str, torch.Tensor]:
-    x, made = load_file(activations)["activations"], {}
+def made_by(sae, job: dict) -> dict[str, torch.Tensor]:
+    x, made = load_file(job["activations"])["activations"][: job["rows"]], {}
     for kind in ("float64", "float32"):
-        dtype = getattr(torch, kind)
-        made[f"features_{kind}"] = sae.to(dtype).encode(x.to(dtype)).detach()
-        made[f"reconstructions_{kind}"] = sae.decode(made[f"features_{kind}"]).detach()
+        found = features_and_reconstructions(sae, x, getattr(torch, kind))
+        made[f"features_{kind}"], made[f"reconstructions_{kind}"] = found
     return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+def test_a_dictionary_in_blocks_computes_what_it_does_as_a_whole(
+    sae, x, monkeypatch, dtype, normalize
+):
+    monkeypatch.setattr(plain_saelens, "BLOCK", 16 * 7)
+    sae.cfg.normalize_activations = normalize
+    sae._setup_activation_normalization()
+    features, reconstructions = features_and_reconstructions(sae, x, dtype)
+    sae.to(dtype)
+    whole = sae.encode(x.to(dtype))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    assert (features - whole).abs().max() < tolerance
+    assert (reconstructions - sae.decode(whole)).abs().max() < tolerance
+
+
+def test_a_wide_dictionary_is_compared_on_fewer_rows(run, sae):
+    assert len(verification.recorded(run.activations, sae.cfg)) == 64
+    sae.cfg.d_sae = 131072
+    assert len(verification.recorded(run.activations, sae.cfg)) == 8
 
 
 def compared(sae, x, features=None, shift=0.0):
@@ -93,31 +124,30 @@ def test_a_gate_that_is_surely_open_may_not_be_closed(sae, x):
     assert compared(sae, x, features).features == pytest.approx(value.item())
 
 
-def test_in_float64_the_same_parameters_make_the_same_to_the_last_digits(
-    run, sae, in_this_process, tmp_path
-):
-    sae.save_model(tmp_path)
-    agreement = verify(sae, run.activations, str(tmp_path))
-    assert agreement.max_abs_diff < 1e-12
-    assert sae.dtype == torch.float32
+def test_in_float64_the_same_parameters_make_the_same_to_the_last_digits(folder):
+    (compared,) = verify_folders([folder])
+    assert compared["rows"] == 64
+    assert compared["float64"]["features"] < 1e-12
+    assert compared["float64"]["reconstructions"] < 1e-12
+    assert 0 < compared["float32"]["features_relative"] < 1e-5
 
 
-def test_a_folder_that_differs_from_memory_is_refused(run, sae, in_this_process):
-    weights = load_file(run.sae / "sae_weights.safetensors")
-    # Equal for the plugin and for plain SAELens, but not what was staged.
-    save_file({**weights, "b_dec": weights["b_dec"] + 0.01}, run.sae / "sae_weights.safetensors")
+def test_a_folder_that_differs_from_memory_is_refused(run, sae, folder, in_this_process):
+    weights = load_file(folder / "sae_weights.safetensors")
+    # Equal for the plugin and for plain SAELens, but not what is in memory.
+    save_file({**weights, "b_dec": weights["b_dec"] + 0.01}, folder / "sae_weights.safetensors")
     with pytest.raises(GatedError, match="Plain SAELens differs from the plugin by"):
-        verify(sae, run.activations, str(run.sae))
+        verify(sae, run.activations, str(folder))
 
 
 @pytest.mark.parametrize(
     "spoiled", ["features_float32", "reconstructions_float32", "features_float64"]
 )
 def test_nan_is_never_the_same(run, sae, monkeypatch, spoiled):
-    def run_with_nan(activations: Path, output: Path, source: tuple[str, ...]) -> None:
-        values = made_by(sae, activations)
+    def run_with_nan(jobs: list[dict]) -> None:
+        values = made_by(sae, jobs[0])
         values[spoiled][0, 0] = float("nan")
-        save_file(values, output)
+        save_file(values, jobs[0]["output"])
 
     monkeypatch.setattr(verification, "_run_plain", run_with_nan)
     with pytest.raises(GatedError, match="differs"):
@@ -141,8 +171,10 @@ def test_activations_of_another_width_are_refused(run, sae):
 def test_a_process_with_the_plugin_does_not_pass_for_plain_saelens(run, tmp_path):
     with_plugin = {k: v for k, v in os.environ.items() if k != "GATED_PLUGIN_AUTOLOAD"}
     output = tmp_path / "output.safetensors"
+    job = {"source": [str(run.sae)], "activations": str(run.activations), "rows": 4}
     result = subprocess.run(
-        [sys.executable, verification.SCRIPT, run.activations, output, run.sae],
+        [sys.executable, verification.SCRIPT],
+        input=json.dumps([{**job, "output": str(output)}]),
         env=with_plugin,
         capture_output=True,
         text=True,

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from gated_plugin.hub.local.messages import Refusal
+from gated_plugin.runs import beside
+
+Role = Literal["none", "read", "write"]
+ROLES: tuple[Role, ...] = ("none", "read", "write")
+"""Each may do what those before it may."""
 
 
 class Access(NamedTuple):
@@ -13,18 +19,27 @@ class Access(NamedTuple):
 
     user: str
     """Name of the account, also its default namespace."""
-    role: Literal["read", "write"]
+    role: Role
     """`read` sees every repository, private ones too; `write` may also change them."""
+
+    def require(self, role: Role) -> None:
+        """Refuse who has not at least `role`: 401 without a token, 403 with too weak a one."""
+        if ROLES.index(self.role) >= ROLES.index(role):
+            return
+        if self.role == "none":
+            raise Refusal(401, f"This needs a token: log in with a {role} token of this hub.")
+        raise Refusal(403, "This token can only read: use a write token.")
+
+
+ANYBODY = Access("", "none")
+"""Who sends no token."""
 
 
 def kept_token(path: Path) -> str:
     """The token stored in `path`, made at random the first time; only its owner may read the file."""
     if not path.exists():
-        partial = path.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write("hf_" + secrets.token_hex(17))
-        os.replace(partial, path)
+        with beside(path) as unfinished:
+            unfinished.touch(mode=0o600)
+            unfinished.write_text("hf_" + secrets.token_hex(17))
     path.chmod(0o600)
     return path.read_text().strip()

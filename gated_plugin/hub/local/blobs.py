@@ -4,22 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from gated_plugin.hub.local.messages import CHUNK, Refusal
+from gated_plugin.hub.local.messages import Refusal
 
 DAY = 86_400
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def git_oid(content: bytes) -> str:
     """The name git gives `content`: SHA-1 over `blob <size>\\0<content>`."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Incoming:
+    """A content on its way in: its first bytes, in a file beside their place."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self.missing = size
+        """Bytes that may still come."""
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def write(self, chunk: bytes) -> None:
+        """Add `chunk`; 400 when that is more than was promised."""
+        self.missing -= len(chunk)
+        if self.missing < 0:
+            raise Refusal(400, "The upload is longer than promised.")
+        self._digest.update(chunk)
+        self._file.write(chunk)
+
+    def move(self, place: Path) -> None:
+        """Force it to disk and rename it to `place`."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self._file.name, place)
 
 
 class Blobs:
@@ -31,11 +62,9 @@ class Blobs:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._partial = root / "partial"
-        self._parts = root / "parts"
-        for folder in (self._partial, self._parts):
+        for folder in (root / "partial", root / "parts"):
             folder.mkdir(parents=True, exist_ok=True)
-            self._sweep(folder)
+            _sweep(folder)
 
     def small(self, oid: str) -> Path:
         return self._root / "git" / oid[:2] / oid
@@ -43,30 +72,33 @@ class Blobs:
     def large(self, sha256: str) -> Path:
         return self._root / "sha256" / sha256[:2] / sha256
 
+    def part(self, sha256: str, number: int) -> Path:
+        """A part of a large content that is not whole yet."""
+        return self._root / "parts" / sha256 / str(number)
+
+    @contextmanager
+    def incoming(self, size: int) -> Iterator[Incoming]:
+        """Room for a content of at most `size` bytes; what was not moved is removed at the end."""
+        with tempfile.NamedTemporaryFile(dir=self._root / "partial", delete=False) as file:
+            try:
+                yield Incoming(file, size)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+
     def add_small(self, content: bytes) -> str:
         """Store `content`; its git object id."""
         oid = git_oid(content)
         if not self.small(oid).exists():
-            with self._written([content]) as (file, _):
-                _move(file, self.small(oid))
+            with self.incoming(len(content)) as incoming:
+                incoming.write(content)
+                incoming.move(self.small(oid))
         return oid
 
-    def add_large(self, sha256: str, size: int, chunks: Iterable[bytes]) -> None:
-        """Store what `chunks` yields.
-
-        Raises:
-            Refusal: 400 when it has another size (bytes) or hash than promised.
-        """
-        with self._written(_at_most(size, chunks)) as (file, found):
-            if file.tell() != size or found != sha256:
-                raise Refusal(400, f"The upload is not the promised {size} bytes of {sha256}.")
-            _move(file, self.large(sha256))
-
-    def add_part(self, sha256: str, number: int, limit: int, chunks: Iterable[bytes]) -> str:
-        """Keep part `number` (at most `limit` bytes) of a large content; the part's own sha256."""
-        with self._written(_at_most(limit, chunks)) as (file, found):
-            _move(file, self._parts / sha256 / str(number))
-        return found
+    def keep_large(self, content: Incoming, sha256: str) -> None:
+        """Store what has come in; 400 when it has another size or hash than promised."""
+        if content.missing or content.sha256 != sha256:
+            raise Refusal(400, f"The upload is not the promised content {sha256}.")
+        content.move(self.large(sha256))
 
     def join_parts(self, sha256: str, size: int, numbers: list[int]) -> None:
         """Make the parts `numbers` one large content.
@@ -76,49 +108,19 @@ class Blobs:
         """
         if self.large(sha256).exists():
             return
-        paths = [self._parts / sha256 / str(number) for number in sorted(numbers)]
+        paths = [self.part(sha256, number) for number in sorted(numbers)]
         if not all(path.exists() for path in paths):
             raise Refusal(400, f"A part of {sha256} has not been uploaded.")
-        self.add_large(sha256, size, _contents(paths))
-        shutil.rmtree(self._parts / sha256, ignore_errors=True)
-
-    @contextmanager
-    def _written(self, chunks: Iterable[bytes]) -> Iterator[tuple[IO[bytes], str]]:
-        """A closed-for-writing partial file with `chunks` in it, and its sha256; removed at the end."""
-        digest = hashlib.sha256()
-        with tempfile.NamedTemporaryFile(dir=self._partial, delete=False) as file:
-            try:
-                for chunk in chunks:
-                    digest.update(chunk)
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-                yield file, digest.hexdigest()
-            finally:
-                Path(file.name).unlink(missing_ok=True)
-
-    def _sweep(self, folder: Path) -> None:
-        """Remove what a kill left behind; a day's grace for another hub on the same folder."""
-        for path in folder.iterdir():
-            if path.stat().st_mtime < time.time() - DAY:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with self.incoming(size) as content:
+            for path in paths:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, content, 1 << 20)
+            self.keep_large(content, sha256)
+        shutil.rmtree(self.part(sha256, 1).parent, ignore_errors=True)
 
 
-def _move(file: IO[bytes], place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(file.name, place)
-
-
-def _at_most(size: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    for chunk in chunks:
-        size -= len(chunk)
-        if size < 0:
-            raise Refusal(400, "The upload is longer than promised.")
-        yield chunk
-
-
-def _contents(paths: list[Path]) -> Iterator[bytes]:
-    for path in paths:
-        with open(path, "rb") as file:
-            while data := file.read(CHUNK):
-                yield data
+def _sweep(folder: Path) -> None:
+    """Remove what a kill left behind; a day's grace for another hub on the same folder."""
+    for path in folder.iterdir():
+        if path.stat().st_mtime < time.time() - DAY:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

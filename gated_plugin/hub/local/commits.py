@@ -3,158 +3,134 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import PurePosixPath
 
+from starlette.concurrency import run_in_threadpool
+
+from gated_plugin.hub.local.blobs import SHA256, Blobs
+from gated_plugin.hub.local.call import Call
 from gated_plugin.hub.local.front_matter import front_matter
-from gated_plugin.hub.local.messages import Refusal, Request, Response, json_object, member
-from gated_plugin.hub.local.repos import visible
-from gated_plugin.hub.local.storage import COMMIT_OID, File, Files
-
-if TYPE_CHECKING:
-    from gated_plugin.hub.local.blobs import Blobs
-    from gated_plugin.hub.local.server import LocalHub
+from gated_plugin.hub.local.messages import Json, Refusal, check_size, json_object, member
+from gated_plugin.hub.local.storage import COMMIT_OID, File, Files, Repo
 
 LARGE = 10_000_000
-SHA256 = re.compile(r"[0-9a-f]{64}")
-Edit = Callable[[Files], None]
-"""A change of a commit's files, made in place."""
+"""Bytes above which a file goes to LFS, whatever it is."""
+Change = tuple[str, File | None]
+"""A path and what is put there; None deletes it, and all that lies below one that ends with `/`."""
 
 
-def preupload(hub: LocalHub, request: Request, owner: str, name: str, revision: str) -> Response:
+def preupload(call: Call, repo: Repo, revision: str) -> Json:
     """Whether each file goes to LFS, and the hash of what is there now: an equal one is skipped."""
-    repo = visible(hub, request, owner, name)
-    request.require_write()
-    present = hub.storage.commit_at(repo.id, revision).files
+    present = call.storage.commit_at(repo.id, revision).files
     answer = []
-    for file in member(request.json(), "files", list):
-        path, size = repo_path(file), member(file, "size", int)
+    for file in member(call.json(), "files", list):
+        path, size = repo_path(member(file, "path", str)), member(file, "size", int)
         large = path.endswith(".safetensors") or size > LARGE
         entry = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
         if path in present:
             entry["oid"] = present[path].sha256 or present[path].oid
         answer.append(entry)
-    return Response.json({"files": answer})
+    return Json({"files": answer})
 
 
-def commit(hub: LocalHub, request: Request, owner: str, name: str, branch: str) -> Response:
+async def commit(call: Call, repo: Repo, branch: str) -> Json:
     """One commit out of ndjson: a header, then a line per change.
 
     Small contents are stored line by line, so a commit of many files needs the memory of one.
     """
-    repo = visible(hub, request, owner, name)
-    user = request.require_write()
-    lines = (json_object(line) for line in _lines(request.body))
-    first = next(lines, {})
+    lines = _lines(call.request.stream())
+    first = json_object(await anext(lines, b""))
     if first.get("key") != "header":
         raise Refusal(400, "A commit begins with its header.")
     header = member(first, "value", dict)
     parent = header.get("parentCommit")
-    if parent is not None and not COMMIT_OID.fullmatch(str(parent)):
+    if parent is not None and not COMMIT_OID.fullmatch(member(header, "parentCommit", str)):
         raise Refusal(400, "`parentCommit` is no commit oid.")
-    edits = [_edit(hub.storage.blobs, line) for line in lines]
-
-    def edit(files: Files) -> Files:
-        for change in edits:
-            change(files)
-        _refuse_files_as_folders(files)
-        return files
-
-    message = member(header, "summary", str), str(header.get("description", ""))
-    oid = hub.storage.commit(
-        repo.id, branch.removeprefix("refs/heads/"), message, user, edit, parent
-    )
-    url = f"{hub.url}/{repo.id}/commit/{oid}"
-    return Response.json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
+    message = member(header, "summary", str), str(header.get("description") or "")
+    changes = [await run_in_threadpool(_change, call.storage.blobs, line) async for line in lines]
+    edit, user = partial(_changed, changes), call.access.user
+    branch = branch.removeprefix("refs/heads/")
+    put = call.storage.commit
+    oid = await run_in_threadpool(put, repo.id, branch, message, user, edit, parent)
+    url = call.url(f"{repo.id}/commit/{oid}")
+    return Json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
 
-def repo_path(value: dict[str, Any]) -> str:
-    """`value["path"]`, if a checkout may hold it.
+def repo_path(path: str) -> str:
+    """`path`, if a checkout may hold it.
 
     Raises:
         Refusal: 400 when it could lead out of the folder or into git's own.
     """
-    path = member(value, "path", str)
-    parts = path.split("/")
-    if "\\" in path or not path.isprintable() or {"", ".", "..", ".git"} & set(parts):
+    if "\\" in path or not path.isprintable() or {"", ".", "..", ".git"} & {*path.split("/")}:
         raise Refusal(400, f"'{path}' is no valid path in a repository.")
     return path
 
 
-def _edit(blobs: Blobs, line: dict[str, Any]) -> Edit:
-    value = member(line, "value", dict)
-    edits: dict[object, Callable[[Blobs, dict[str, Any]], Edit]] = {
-        "file": _add_small,
-        "lfsFile": _add_large,
-        "deletedFile": _delete_file,
-        "deletedFolder": _delete_folder,
-    }
-    if line.get("key") not in edits:
-        raise Refusal(400, f"A commit line begins with one of {', '.join(map(str, edits))}.")
-    return edits[line["key"]](blobs, value)
+def _change(blobs: Blobs, line: bytes) -> Change:
+    """What one line of a commit asks for; its content is stored."""
+    change = json_object(line)
+    key, value = member(change, "key", str), member(change, "value", dict)
+    path = member(value, "path", str)
+    if key == "deletedFolder":
+        return repo_path(path.rstrip("/")) + "/", None
+    if key == "deletedFile":
+        return repo_path(path), None
+    if key == "file":
+        return repo_path(path), _small(blobs, path, member(value, "content", str))
+    if key == "lfsFile":
+        return repo_path(path), _large(blobs, path, member(value, "oid", str))
+    raise Refusal(400, f"A commit has no line '{key}'.")
 
 
-def _add_small(blobs: Blobs, value: dict[str, Any]) -> Edit:
-    path = repo_path(value)
+def _small(blobs: Blobs, path: str, content: str) -> File:
     try:
-        content = base64.b64decode(member(value, "content", str), validate=True)
+        data = base64.b64decode(content, validate=True)
         if path == "README.md":
-            front_matter(content.decode(errors="replace"))
-    except (binascii.Error, ValueError) as error:
+            front_matter(data.decode(errors="replace"))
+    except ValueError as error:
         raise Refusal(400, f"'{path}': {error}") from error
-    file = File(blobs.add_small(content), len(content))
-    return lambda files: files.update({path: file})
+    return File(blobs.add_small(data), len(data))
 
 
-def _add_large(blobs: Blobs, value: dict[str, Any]) -> Edit:
-    path, sha256 = repo_path(value), member(value, "oid", str)
+def _large(blobs: Blobs, path: str, sha256: str) -> File:
     if not SHA256.fullmatch(sha256) or not blobs.large(sha256).exists():
         raise Refusal(400, f"'{path}' points to a content that was not uploaded.")
-    file = File.in_lfs(sha256, blobs.large(sha256).stat().st_size)
-    return lambda files: files.update({path: file})
+    return File.in_lfs(sha256, blobs.large(sha256).stat().st_size)
 
 
-def _delete_file(blobs: Blobs, value: dict[str, Any]) -> Edit:
-    path = repo_path(value)
-
-    def delete(files: Files) -> None:
-        if files.pop(path, None) is None:
-            raise Refusal(404, f"A file with this name doesn't exist: {path}.", "EntryNotFound")
-
-    return delete
-
-
-def _delete_folder(blobs: Blobs, value: dict[str, Any]) -> Edit:
-    folder = repo_path({"path": member(value, "path", str).rstrip("/")}) + "/"
-
-    def delete(files: Files) -> None:
-        inside = [path for path in files if path.startswith(folder)]
-        if not inside:
-            raise Refusal(404, f"There is no folder '{folder}'.", "EntryNotFound")
-        for path in inside:
+def _changed(changes: list[Change], files: Files) -> Files:
+    """`files` after `changes`, in their order."""
+    for path, file in changes:
+        if file is not None:
+            files[path] = file
+        elif path in files:
             del files[path]
-
-    return delete
-
-
-def _refuse_files_as_folders(files: Files) -> None:
+        else:
+            inside = [one for one in files if path.endswith("/") and one.startswith(path)]
+            if not inside:
+                raise Refusal(404, f"A file with this name doesn't exist: {path}.", "EntryNotFound")
+            for one in inside:
+                del files[one]
     for path in files:
-        parent = path.rpartition("/")[0]
-        while parent:
-            if parent in files:
-                raise Refusal(400, f"'{parent}' cannot be a file and a folder.")
-            parent = parent.rpartition("/")[0]
+        for folder in PurePosixPath(path).parents:
+            if str(folder) in files:
+                raise Refusal(400, f"'{folder}' cannot be a file and a folder.")
+    return files
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The non-empty lines of a body that comes in chunks."""
-    rest: list[bytes] = []
-    for chunk in chunks:
+    rest = bytearray()
+    async for chunk in chunks:
         *whole, last = chunk.split(b"\n")
-        for line in whole:
-            yield from filter(None, [b"".join([*rest, line])])
-            rest = []
-        rest.append(last)
-    yield from filter(None, [b"".join(rest)])
+        for end in whole:
+            if line := rest + end:
+                yield bytes(line)
+            rest = bytearray()
+        rest += last
+        check_size(len(rest))
+    if rest:
+        yield bytes(rest)

@@ -3,73 +3,76 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+import re
+from typing import Any
 from urllib.parse import parse_qs
 
-from gated_plugin.hub.local.messages import Refusal, Request, Response
-from gated_plugin.hub.local.repos import visible
-from gated_plugin.hub.local.storage import File, Files
+from starlette.responses import FileResponse
 
-if TYPE_CHECKING:
-    from gated_plugin.hub.local.server import LocalHub
+from gated_plugin.hub.local.call import Call
+from gated_plugin.hub.local.messages import Json, Refusal, member
+from gated_plugin.hub.local.storage import File, Files, Repo
+
+RANGE = re.compile(r"bytes=(\d+-\d*|-\d+)")
 
 
-def tree(
-    hub: LocalHub, request: Request, owner: str, name: str, revision: str, *path: str
-) -> Response:
-    """The entries below the folder `path`: all of them with `recursive`, else the direct ones."""
-    repo = visible(hub, request, owner, name)
-    files = hub.storage.commit_at(repo.id, revision).files
-    folder = "/".join(path).strip("/")
+class Content(FileResponse):
+    """A blob or a range of it, read by the MB: each read is a thread's work."""
+
+    chunk_size = 1 << 20
+
+
+def tree(call: Call, repo: Repo, revision: str, folder: str = "") -> Json:
+    """The entries below `folder`: all of them with `recursive`, else the direct ones."""
+    files = call.storage.commit_at(repo.id, revision).files
+    folder = folder.strip("/")
     start = f"{folder}/" if folder else ""
     inside = {path: file for path, file in files.items() if path.startswith(start)}
     if folder and not inside:
         raise Refusal(404, f"There is no folder '{folder}' at '{revision}'.", "EntryNotFound")
     entries = [_folder(path, files) for path in _folders(inside, start)]
     entries += [_file(path, file) for path, file in inside.items()]
-    if request.query.get("recursive", ["false"])[-1].lower() not in ("true", "1"):
+    if call.request.query_params.get("recursive", "false").lower() not in ("true", "1"):
         entries = [entry for entry in entries if "/" not in entry["path"][len(start) :]]
-    return Response.json(entries)
+    return Json(entries)
 
 
-def paths_info(hub: LocalHub, request: Request, owner: str, name: str, revision: str) -> Response:
+def paths_info(call: Call, repo: Repo, revision: str) -> Json:
     """The entries among `paths` that exist; the client asks by a form, other tools by JSON."""
-    repo = visible(hub, request, owner, name)
-    files = hub.storage.commit_at(repo.id, revision).files
-    if "json" in request.headers.get("Content-Type", ""):
-        paths = [str(path) for path in request.json().get("paths", [])]
+    files = call.storage.commit_at(repo.id, revision).files
+    if "json" in call.request.headers.get("Content-Type", ""):
+        paths = [str(path) for path in member(call.json(), "paths", list)]
     else:
-        paths = parse_qs(request.read().decode(errors="replace")).get("paths", [])
+        paths = parse_qs(call.body.decode(errors="replace")).get("paths", [])
     folders = _folders(files, "")
     entries = [_file(path, files[path]) for path in paths if path in files]
     entries += [_folder(path, files) for path in paths if path in folders]
-    return Response.json(entries)
+    return Json(entries)
 
 
-def resolve(
-    hub: LocalHub, request: Request, owner: str, name: str, revision: str, *path: str
-) -> Response:
+def resolve(call: Call, repo: Repo, revision: str, path: str) -> Content:
     """The content of one file, or a range of it."""
-    repo = visible(hub, request, owner, name)
-    commit = hub.storage.commit_at(repo.id, revision)
+    commit = call.storage.commit_at(repo.id, revision)
     headers = {"X-Repo-Commit": commit.oid}
-    file = commit.files.get("/".join(path))
+    file = commit.files.get(path)
     if file is None:
-        sentence = f"There is no file '{'/'.join(path)}' at '{revision}'."
+        sentence = f"There is no file '{path}' at '{revision}'."
         raise Refusal(404, sentence, "EntryNotFound", headers)
     headers["ETag"] = f'"{file.sha256 or file.oid}"'
     if file.sha256:
         headers["X-Linked-ETag"] = headers["ETag"]
         headers["X-Linked-Size"] = str(file.size)
-    blobs = hub.storage.blobs
+    if not RANGE.fullmatch(call.request.headers.get("Range", "bytes=0-")):
+        raise Refusal(416, "This hub serves one range at a time, such as `bytes=0-99`.")
+    blobs = call.storage.blobs
     place = blobs.large(file.sha256) if file.sha256 else blobs.small(file.oid)
-    return Response.file(place, file.size, headers, request.headers.get("Range", ""))
+    return Content(place, headers=headers, media_type="application/octet-stream")
 
 
-def _folders(files: Files, start: str) -> list[str]:
-    """The folders that lie below the path `start` and hold `files`."""
+def _folders(files: Files, start: str) -> dict[str, None]:
+    """The folders that lie below the path `start` and hold `files`, in the order of their paths."""
     cuts = (path[:cut] for path in files for cut, letter in enumerate(path) if letter == "/")
-    return list(dict.fromkeys(folder for folder in cuts if len(folder) >= len(start)))
+    return dict.fromkeys(folder for folder in cuts if len(folder) >= len(start))
 
 
 def _folder(path: str, files: Files) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -10,16 +11,26 @@ import yaml
 BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.S | re.M)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them can stand for more than a memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*) is not accepted here")
+        return super().compose_node(parent, index)
+
+
 def front_matter(card: str) -> dict[str, Any]:
-    """The metadata of `card`; empty when it has none.
+    """The metadata of `card` as JSON has it (a date is text); empty when it has none.
 
     Raises:
         ValueError: it is not YAML, or no mapping; the text says where.
     """
     block = BLOCK.match(card)
     try:
-        data = yaml.safe_load(block[1]) if block else None
-    except yaml.YAMLError as error:
+        data = yaml.load(block[1], _Loader) if block else None
+        data = json.loads(json.dumps(data, default=str, skipkeys=True))
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"The metadata is not valid YAML: {error}") from error
     if data is None:
         return {}

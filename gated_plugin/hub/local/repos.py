@@ -2,144 +2,106 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urlencode
+import re
+from typing import Any
 
+from gated_plugin.hub.local.call import Call
 from gated_plugin.hub.local.front_matter import front_matter, tags
-from gated_plugin.hub.local.messages import Refusal, Request, Response, member
+from gated_plugin.hub.local.messages import Json, Refusal, member
 from gated_plugin.hub.local.storage import Commit, File, Repo, new_commit
 
-if TYPE_CHECKING:
-    from gated_plugin.hub.local.server import LocalHub
-
 PAGE = 1000
+LIMIT = re.compile("[1-9][0-9]{0,8}")
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
-def visible(hub: LocalHub, request: Request, owner: str, name: str) -> Repo:
-    """The repository `owner/name`.
-
-    Raises:
-        Refusal: when there is none, or it is private and the request anonymous: 401 without a
-            token and 404 with one, as on the Hub, and never telling which of the two it was.
-    """
-    repo = hub.storage.repo(f"{owner}/{name}")
-    if repo is None or (repo.private and request.access is None):
-        missing(hub, request)
-    return repo
+def whoami(call: Call) -> Json:
+    user, role = call.access
+    auth = {"type": "access_token", "accessToken": {"displayName": "local", "role": role}}
+    return Json({"type": "user", "name": user, "fullname": user, "orgs": [], "auth": auth})
 
 
-def missing(hub: LocalHub, request: Request, *_: str) -> NoReturn:
-    """For ids that this hub never has, such as datasets and names without an owner."""
-    status = 404 if request.access else 401
-    raise Refusal(status, "There is no such repository for you.", "RepoNotFound")
-
-
-def whoami(hub: LocalHub, request: Request) -> Response:
-    if request.access is None:
-        raise Refusal(401, "This needs a token.")
-    user, role = request.access
-    token = {"displayName": "local", "role": role}
-    return Response.json(
-        {
-            "type": "user",
-            "id": user,
-            "name": user,
-            "fullname": user,
-            "orgs": [],
-            "auth": {"type": "access_token", "accessToken": token},
-        }
-    )
-
-
-def create(hub: LocalHub, request: Request) -> Response:
-    user, body = request.require_write(), request.json()
-    repo_id = _repo_id(user, body)
+def create(call: Call) -> Json:
+    body, storage = call.json(), call.storage
+    repo_id = "/".join(_owner_and_name(call, body))
     private = body.get("visibility") == "private" or bool(body.get("private"))
-    files = {".gitattributes": File(hub.storage.blobs.add_small(ATTRIBUTES), len(ATTRIBUTES))}
-    answer = {"url": f"{hub.url}/{repo_id}", "name": repo_id}
+    files = {".gitattributes": File(storage.blobs.add_small(ATTRIBUTES), len(ATTRIBUTES))}
+    first = new_commit(None, ("initial commit", ""), call.access.user, files)
+    answer = {"url": call.url(repo_id), "name": repo_id}
     try:
-        hub.storage.create(repo_id, private, new_commit(None, ("initial commit", ""), user, files))
+        storage.create(repo_id, private, first)
     except Refusal as refusal:
-        if refusal.status != 409:
+        if refusal.status_code != 409:
             raise
-        return Response.json({"error": refusal.message, **answer}, 409)
-    return Response.json(answer)
+        return Json({"error": refusal.detail, **answer}, 409)
+    return Json(answer)
 
 
-def delete(hub: LocalHub, request: Request) -> Response:
-    repo_id = _repo_id(request.require_write(), request.json())
-    visible(hub, request, *repo_id.split("/", 1))
-    hub.storage.delete(repo_id)
-    return Response.json({})
+def delete(call: Call) -> Json:
+    repo = call.repo(*_owner_and_name(call, call.json()))
+    call.storage.delete(repo.id)
+    return Json({})
 
 
-def info(
-    hub: LocalHub, request: Request, owner: str, name: str, revision: str = "main"
-) -> Response:
-    repo = visible(hub, request, owner, name)
-    commit = hub.storage.commit_at(repo.id, revision)
-    return Response.json(_description(hub, repo, commit, blobs="blobs" in request.query))
+def info(call: Call, repo: Repo, revision: str = "main") -> Json:
+    commit = call.storage.commit_at(repo.id, revision)
+    blobs = "blobs" in call.request.query_params
+    return Json(_description(call, repo, commit, blobs))
 
 
-def listing(hub: LocalHub, request: Request) -> Response:
+def listing(call: Call) -> Json:
     """Models in the order of their ids; the next page begins after the last id of this one."""
-    query = {key: values[-1] for key, values in request.query.items()}
-    wanted = {tag for tags in request.query.get("filter", []) for tag in tags.split(",")}
+    query = call.request.query_params
+    wanted = {tag for tags in query.getlist("filter") for tag in tags.split(",")}
     limit = query.get("limit", str(PAGE))
-    if not limit.isdecimal() or limit == "0":
+    if not LIMIT.fullmatch(limit):
         raise Refusal(400, "`limit` is a whole number from 1.")
     page: list[dict[str, Any]] = []
-    for repo, head in hub.storage.heads():
+    for repo, head in call.storage.heads():
         owner = repo.id.split("/")[0]
         if (
-            (repo.private and request.access is None)
+            (repo.private and call.access.role == "none")
             or repo.id <= query.get("cursor", "")
             or owner != query.get("author", owner)
             or query.get("search", "").lower() not in repo.id.lower()
         ):
             continue
-        model = _description(hub, repo, head)
+        model = _description(call, repo, head)
         if not wanted <= set(model["tags"]):
             continue
         if len(page) == min(int(limit), PAGE):
-            rest = urlencode({**request.query, "cursor": page[-1]["id"]}, doseq=True)
-            return Response.json(
-                page, headers={"Link": f'<{hub.url}/api/models?{rest}>; rel="next"'}
-            )
+            link = call.request.url.include_query_params(cursor=page[-1]["id"])
+            return Json(page, headers={"Link": f'<{link}>; rel="next"'})
         page.append(model)
-    return Response.json(page)
+    return Json(page)
 
 
-def validate_yaml(hub: LocalHub, request: Request) -> Response:
+def validate_yaml(call: Call) -> Json:
     """Whether a card's metadata can be read: the client asks before it uploads anything."""
     try:
-        front_matter(member(request.json(), "content", str))
+        front_matter(member(call.json(), "content", str))
     except ValueError as error:
-        return Response.json({"errors": [{"message": str(error)}], "warnings": []}, 400)
-    return Response.json({"errors": [], "warnings": []})
+        return Json({"errors": [{"message": str(error)}], "warnings": []}, 400)
+    return Json({"errors": [], "warnings": []})
 
 
-def _repo_id(user: str, body: dict[str, Any]) -> str:
+def _owner_and_name(call: Call, body: dict[str, Any]) -> tuple[str, str]:
     if body.get("type", "model") != "model":
         raise Refusal(400, "This hub holds models only: leave out `repo_type`.")
-    return f"{body.get('organization') or user}/{member(body, 'name', str)}"
+    return str(body.get("organization") or call.access.user), member(body, "name", str)
 
 
-def _description(hub: LocalHub, repo: Repo, commit: Commit, blobs: bool = False) -> dict[str, Any]:
+def _description(call: Call, repo: Repo, commit: Commit, blobs: bool = False) -> dict[str, Any]:
     card = commit.files.get("README.md")
     data: dict[str, Any] = {}
     if card and card.sha256 is None:
-        data = front_matter(hub.storage.blobs.small(card.oid).read_text(errors="replace"))
+        data = front_matter(call.storage.blobs.small(card.oid).read_text(errors="replace"))
     return {
-        "_id": repo.id,
         "id": repo.id,
-        "modelId": repo.id,
         "author": repo.id.split("/")[0],
         "sha": commit.oid,
         "private": repo.private,
         "gated": False,
-        "disabled": False,
         "downloads": 0,
         "likes": 0,
         "createdAt": repo.created,
@@ -157,9 +119,6 @@ def _description(hub: LocalHub, repo: Repo, commit: Commit, blobs: bool = False)
 def _blob(file: File) -> dict[str, Any]:
     entry: dict[str, Any] = {"blobId": file.oid, "size": file.size}
     if file.sha256:
-        entry["lfs"] = {
-            "sha256": file.sha256,
-            "size": file.size,
-            "pointerSize": file.pointer_size,
-        }
+        size = file.pointer_size
+        entry["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": size}
     return entry

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from gated_plugin.hub.local.messages import Refusal, Request, Response, member
-from gated_plugin.hub.local.repos import visible
-
-if TYPE_CHECKING:
-    from gated_plugin.hub.local.server import LocalHub
+from gated_plugin.hub.local.call import Call
+from gated_plugin.hub.local.messages import Json, Refusal, member
+from gated_plugin.hub.local.storage import Repo
 
 
-def refs(hub: LocalHub, request: Request, owner: str, name: str) -> Response:
-    repo = visible(hub, request, owner, name)
-
+def refs(call: Call, repo: Repo) -> Json:
     def named(found: dict[str, str], folder: str) -> list[dict[str, str]]:
         return [
             {"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": oid}
             for name, oid in found.items()
         ]
 
-    return Response.json(
+    return Json(
         {
-            "branches": named(hub.storage.refs(repo.id, "branch"), "heads"),
-            "tags": named(hub.storage.refs(repo.id, "tag"), "tags"),
+            "branches": named(call.storage.refs(repo.id, "branch"), "heads"),
+            "tags": named(call.storage.refs(repo.id, "tag"), "tags"),
             "converts": [],
             "pullRequests": [],
         }
     )
 
 
-def commits(hub: LocalHub, request: Request, owner: str, name: str, revision: str) -> Response:
-    repo = visible(hub, request, owner, name)
-    return Response.json(
+def commits(call: Call, repo: Repo, revision: str) -> Json:
+    return Json(
         [
             {
                 "id": commit.oid,
@@ -41,38 +34,30 @@ def commits(hub: LocalHub, request: Request, owner: str, name: str, revision: st
                 "authors": [{"user": commit.author}],
                 "date": commit.date,
             }
-            for commit in hub.storage.history(repo.id, revision)
+            for commit in call.storage.history(repo.id, revision)
         ]
     )
 
 
-def create_tag(hub: LocalHub, request: Request, owner: str, name: str, revision: str) -> Response:
-    repo = visible(hub, request, owner, name)
-    request.require_write()
-    tag = member(request.json(), "tag", str)
-    hub.storage.add_ref(repo.id, "tag", tag, hub.storage.resolve(repo.id, revision))
-    return Response.json({})
+def create_tag(call: Call, repo: Repo, revision: str) -> Json:
+    tag = member(call.json(), "tag", str)
+    call.storage.add_ref(repo.id, "tag", tag, call.storage.resolve(repo.id, revision))
+    return Json({})
 
 
-def delete_tag(hub: LocalHub, request: Request, owner: str, name: str, tag: str) -> Response:
-    repo = visible(hub, request, owner, name)
-    request.require_write()
-    hub.storage.delete_ref(repo.id, "tag", tag)
-    return Response.json({})
+def delete_tag(call: Call, repo: Repo, tag: str) -> Json:
+    call.storage.delete_ref(repo.id, "tag", tag)
+    return Json({})
 
 
-def create_branch(hub: LocalHub, request: Request, owner: str, name: str, branch: str) -> Response:
-    repo = visible(hub, request, owner, name)
-    request.require_write()
-    start = str(request.json().get("startingPoint", "main"))
-    hub.storage.add_ref(repo.id, "branch", branch, hub.storage.resolve(repo.id, start))
-    return Response.json({})
+def create_branch(call: Call, repo: Repo, branch: str) -> Json:
+    start = str(call.json().get("startingPoint", "main"))
+    call.storage.add_ref(repo.id, "branch", branch, call.storage.resolve(repo.id, start))
+    return Json({})
 
 
-def delete_branch(hub: LocalHub, request: Request, owner: str, name: str, branch: str) -> Response:
-    repo = visible(hub, request, owner, name)
-    request.require_write()
+def delete_branch(call: Call, repo: Repo, branch: str) -> Json:
     if branch == "main":
         raise Refusal(403, "The branch 'main' cannot be deleted.")
-    hub.storage.delete_ref(repo.id, "branch", branch)
-    return Response.json({})
+    call.storage.delete_ref(repo.id, "branch", branch)
+    return Json({})

@@ -45,6 +45,11 @@ WITH RECURSIVE line(depth, oid) AS (
     WHERE repo = :repo AND parent IS NOT NULL)
 SELECT commits.* FROM line JOIN commits USING (oid) WHERE repo = :repo ORDER BY depth
 """
+PUT_COMMIT = "INSERT OR IGNORE INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_HEAD = """
+INSERT INTO refs VALUES (?, 'branch', ?, ?)
+ON CONFLICT (repo, kind, name) DO UPDATE SET target = excluded.target
+"""
 
 
 class File(NamedTuple):
@@ -121,8 +126,7 @@ class Storage:
             if self._rows("SELECT 1 FROM repos WHERE id = ?", repo_id):
                 raise Refusal(409, f"You already created this model repo: {repo_id}.")
             self._rows("INSERT INTO repos VALUES (?, ?, ?)", repo_id, private, commit.date)
-            self._insert(repo_id, commit)
-            self._set_ref(repo_id, "branch", "main", commit.oid)
+            self._put(repo_id, "main", commit)
 
     def delete(self, repo_id: str) -> None:
         """Forget a repository; its blobs stay, as others may share them."""
@@ -150,7 +154,7 @@ class Storage:
         with self._transaction():
             if name in self.refs(repo_id, kind):
                 raise Refusal(409, f"The {kind} '{name}' exists already.")
-            self._set_ref(repo_id, kind, name, oid)
+            self._rows("INSERT INTO refs VALUES (?, ?, ?, ?)", repo_id, kind, name, oid)
 
     def delete_ref(self, repo_id: str, kind: Literal["branch", "tag"], name: str) -> None:
         with self._transaction():
@@ -209,8 +213,7 @@ class Storage:
                 raise Refusal(412, "A commit has happened since. Please refresh and try again.")
             files = edit(self._commit_of(repo_id, head).files)
             commit = new_commit(head, message, author, files)
-            self._insert(repo_id, commit)
-            self._set_ref(repo_id, "branch", branch, commit.oid)
+            self._put(repo_id, branch, commit)
         return commit.oid
 
     @contextmanager
@@ -229,15 +232,10 @@ class Storage:
         query = "SELECT * FROM commits WHERE repo = ? AND oid = ?"
         return _commit(self._rows(query, repo_id, oid)[0])
 
-    def _insert(self, repo_id: str, commit: Commit) -> None:
-        values = (*commit[:-1], json.dumps(commit.files))
-        self._rows(
-            "INSERT OR IGNORE INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", repo_id, *values
-        )
-
-    def _set_ref(self, repo_id: str, kind: str, name: str, oid: str) -> None:
-        query = "INSERT INTO refs VALUES (?, ?, ?, ?) ON CONFLICT (repo, kind, name) DO UPDATE"
-        self._rows(f"{query} SET target = excluded.target", repo_id, kind, name, oid)
+    def _put(self, repo_id: str, branch: str, commit: Commit) -> None:
+        """Make `commit` the head of `branch`."""
+        self._rows(PUT_COMMIT, repo_id, *commit[:-1], json.dumps(commit.files))
+        self._rows(PUT_HEAD, repo_id, branch, commit.oid)
 
 
 def new_commit(

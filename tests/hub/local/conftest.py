@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["NO_PROXY"] = "127.0.0.1"
 
 import huggingface_hub
-from faults import FaultyHub
 from hub_calls import REPO
 from huggingface_hub import HfApi
 
@@ -28,8 +28,8 @@ def client(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[FaultyHub]:
-    with FaultyHub(tmp_path / "hub") as hub:
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    with LocalHub(tmp_path / "hub") as hub:
         yield hub
 
 
@@ -42,3 +42,15 @@ def api(hub: LocalHub) -> HfApi:
 def repo(api: HfApi) -> str:
     api.create_repo(REPO)
     return REPO
+
+
+@pytest.fixture
+def seen(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[str]]:
+    """The answers so far that fit a pattern, as the hub logged them: `GET /path 200`."""
+    caplog.set_level("INFO", logger="gated_plugin.hub.local")
+
+    def lines(pattern: str) -> list[str]:
+        logged = [one.getMessage() for one in caplog.records if one.name.startswith("gated_plugin")]
+        return [line for line in logged if re.search(pattern, line)]
+
+    return lines

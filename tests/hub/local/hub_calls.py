@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import random
+import socket
+import threading
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,20 +65,52 @@ def raw(hub: LocalHub, method: str, path: str, body: bytes = b"", **headers: str
 
 
 def raw_commit(hub: LocalHub, *lines: dict, header: dict | None = None) -> int:
-    first = {"key": "header", "value": {"summary": "raw", **(header or {})}}
-    body = "\n".join(map(json.dumps, [first, *lines])).encode()
     token = {"Authorization": f"Bearer {hub.token}"}
-    return raw(hub, "POST", f"api/models/{REPO}/commit/main", body, **token)
+    path = f"api/models/{REPO}/commit/main"
+    return raw(hub, "POST", path, commit_body(*lines, header=header), **token)
+
+
+def small(path: str, content: bytes) -> dict:
+    """The line of a commit that adds a small file."""
+    return {"key": "file", "value": {"path": path, "content": base64.b64encode(content).decode()}}
+
+
+def large(path: str, content: bytes) -> dict:
+    """The line of a commit that adds a file in LFS."""
+    return {"key": "lfsFile", "value": {"path": path, "oid": hashlib.sha256(content).hexdigest()}}
+
+
+def commit_body(*lines: dict, header: dict | None = None) -> bytes:
+    first = {"key": "header", "value": {"summary": "raw", **(header or {})}}
+    return "".join(json.dumps(line) + "\n" for line in [first, *lines]).encode()
+
+
+def commit_head(hub: LocalHub, length: int) -> bytes:
+    """What comes before the body of a commit on a raw connection."""
+    head = f"POST /api/models/{REPO}/commit/main HTTP/1.1\r\nHost: hub\r\n"
+    return f"{head}Authorization: Bearer {hub.token}\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def connected(hub: LocalHub) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(hub.url.split(":")[-1])), timeout=10)
+
+
+def wait_until(true: Callable[[], object], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        threading.Event().wait(0.005)
 
 
 def upload_url(hub: LocalHub, content: bytes) -> str:
-    body = {
-        "operation": "upload",
-        "objects": [{"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}],
-    }
+    return url_for(hub, hashlib.sha256(content).hexdigest(), len(content))
+
+
+def url_for(hub: LocalHub, sha256: str, size: int) -> str:
+    """Where to upload a content of `size` bytes."""
     request = urllib.request.Request(
         f"{hub.url}/{REPO}.git/info/lfs/objects/batch",
-        json.dumps(body).encode(),
+        json.dumps({"operation": "upload", "objects": [{"oid": sha256, "size": size}]}).encode(),
         {"Authorization": f"Bearer {hub.token}"},
     )
     with urllib.request.urlopen(request, timeout=10) as response:

@@ -1,0 +1,191 @@
+"""A folder → one commit on the Hub, with the head compared before and every hash after."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from gated_plugin.errors import GatedError
+from gated_plugin.hub import client
+from gated_plugin.hub.client import ask, ask_once
+from gated_plugin.hub.repository import RemoteFile, Repository
+from gated_plugin.progress import Progress
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+
+class Changes(NamedTuple):
+    """What makes a repository hold a folder's files."""
+
+    changed: list[CommitOperationAdd]
+    """New files, and those of another content."""
+    gone: list[CommitOperationDelete]
+    """Files in the folders of our SAEs that those no longer have."""
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.gone)
+
+
+@dataclass
+class Shipment:
+    """The files of a folder, on their way into a repository.
+
+    Args:
+        sae_ids: folders that shall hold our files and no others.
+    """
+
+    repository: Repository
+    folder: Path
+    sae_ids: Sequence[str]
+    quiet: bool = False
+    additions: list[CommitOperationAdd] = field(init=False)
+
+    def __post_init__(self) -> None:
+        from huggingface_hub import CommitOperationAdd
+
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        # CommitOperationAdd hashes: an upload of gigabytes begins with seconds of reading.
+        self.additions = [
+            CommitOperationAdd(path.relative_to(self.folder).as_posix(), _Counted(path))
+            for path in files
+        ]
+
+    def changes(self, revision: str | None) -> Changes:
+        """How the repository at `revision` differs from the folder; None for one without files."""
+        from huggingface_hub import CommitOperationDelete
+
+        there = self.repository.files(revision) if revision else {}
+        ours = {addition.path_in_repo for addition in self.additions}
+        gone = [
+            CommitOperationDelete(path)
+            for path in sorted(there.keys() - ours)
+            if any(path.startswith(f"{sae_id}/") for sae_id in self.sae_ids)
+        ]
+        return Changes(
+            [a for a in self.additions if not _is_same(a, there.get(a.path_in_repo))], gone
+        )
+
+    def send(self, changes: Changes, head: str, report: Callable[[str], None]) -> str:
+        """Upload, commit on top of `head`, and check; the commit in which the files are.
+
+        Raises:
+            GatedError: the Hub failed for good, or somebody else has changed the repository. The
+                head is then what it was, or holds all our files.
+        """
+        self._upload(changes)
+        message = f"{'Add' if changes.changed else 'Tidy'} {', '.join(self.sae_ids)}"
+        revision = self._commit(changes, message, head)
+        wrong = self.changes(revision)
+        if wrong:
+            paths = [addition.path_in_repo for addition in wrong.changed]
+            paths += [deletion.path_in_repo for deletion in wrong.gone]
+            raise GatedError(
+                f"After the push {', '.join(paths)} in {self.repository.id} differ from what was "
+                "sent; run the same command again, and if that does not mend it, look at its "
+                ".gitignore."
+            )
+        report(f"Sent {len(changes.changed)} files to {self.repository.id} in one commit.")
+        return revision
+
+    def _upload(self, changes: Changes) -> None:
+        """The large files' content on the Hub, in no commit yet.
+
+        Files of one content, such as the activations of two SAEs at one site, go once: the client
+        would read both from one of them at a time.
+        """
+        contents = {addition.upload_info.sha256: addition for addition in changes.changed}
+        files = [addition.path_or_fileobj for addition in contents.values()]
+        counted = [file for file in files if isinstance(file, _Counted)]
+        size = sum(addition.upload_info.size for addition in contents.values())
+        with Progress("Uploading", size, unit="bytes", quiet=self.quiet) as progress:
+            for file in counted:
+                file.on_read = lambda: progress.update(sum(each.reached for each in counted))
+            ask_once(
+                "upload to",
+                self.repository.id,
+                lambda: self.repository.api.preupload_lfs_files(
+                    self.repository.id, contents.values(), free_memory=False
+                ),
+            )
+
+    def _commit(self, changes: Changes, message: str, parent: str) -> str:
+        """One commit on top of `parent`.
+
+        It may land and its answer be lost; then a second try would be refused for its parent. So
+        after each failure the repository is asked before the commit is sent again or given up.
+        """
+        waits = iter(client.WAITS)
+        while True:
+            try:
+                return self.repository.api.create_commit(
+                    self.repository.id,
+                    [*changes.changed, *changes.gone],
+                    commit_message=message,
+                    parent_commit=parent,
+                ).oid
+            except client.failures() as failure:
+                wait = next(waits, None) if client.is_transient(failure) else None
+                head = self._head_if_equal(failure)
+                if head is not None:
+                    return head
+                if wait is None:
+                    raise client.explained(failure, "commit to", self.repository.id) from failure
+            time.sleep(wait)
+
+    def _head_if_equal(self, failure: Exception) -> str | None:
+        """The head, if it holds our files although the commit seemed to fail."""
+        try:
+            head = self.repository.head()
+            return None if self.changes(head) else head
+        except GatedError:
+            raise GatedError(
+                f"The push to {self.repository.id} broke off and the Hub cannot be asked whether "
+                "it arrived; run the same command again: it sends only what is missing."
+            ) from failure
+
+
+class _Counted(io.BufferedReader):
+    """A file that says how far it was read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.reached = 0
+        self.on_read: Callable[[], None] = lambda: None
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.reached = self.tell()
+        self.on_read()
+        return data
+
+
+def _is_same(addition: CommitOperationAdd, there: RemoteFile | None) -> bool:
+    if there is None or there.size != addition.upload_info.size:
+        return False
+    if there.sha256 is not None:
+        return there.sha256 == addition.upload_info.sha256.hex()
+    return there.oid == _git_oid(addition)
+
+
+def _git_oid(addition: CommitOperationAdd) -> str:
+    """The name git gives the content of a file that is not in LFS, and so small."""
+    from huggingface_hub.utils.sha import git_hash
+
+    with addition.as_file() as file:
+        return git_hash(file.read())
+
+
+def create(repository: Repository, private: bool) -> str:
+    """Make the repository; its head."""
+    ask(
+        "create",
+        repository.id,
+        # None leaves it to the organisation's default, which may be private.
+        lambda: repository.api.create_repo(repository.id, private=private or None, exist_ok=True),
+    )
+    return repository.head()

@@ -1,0 +1,168 @@
+"""Mutated cfg.json and safetensors files: the SAE is loaded as others read the file, or refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from mutations import Pairs, Raw, blindly, hostile_json, mutated_json, parsed, unparsed
+from sae_lens import SAE
+from safetensors.torch import load, save
+from sound_dictionaries import D_IN, D_SAE, SOUND
+
+from gated_plugin import GatedSAE, loading
+from gated_plugin.dictionaries import CFG, WEIGHTS, Dictionary, read_rows
+
+HERE = Path()
+SAME_SIZE = {"F32": "I32", "F16": "BF16", "BF16": "F16", "F64": "I64"}
+
+
+def cfg(random: Random) -> None:
+    """A mutated cfg.json beside sound weights."""
+    files = random.choice(SOUND)
+    text = mutated_json(random, files.cfg).encode(errors="surrogatepass")
+    if random.random() < 0.3:
+        text = blindly(random, text, random.choice(SOUND).cfg.encode())
+    (HERE / CFG).write_bytes(text)
+    (HERE / WEIGHTS).write_bytes(files.weights)
+    sae = _loaded()
+    _require_stored(sae, files.weights, sae.dtype)
+    said = json.loads(text)
+    assert (said["d_in"], said["d_sae"]) == (D_IN, D_SAE)
+    assert sae.cfg.apply_b_dec_to_input is said.get("apply_b_dec_to_input", True)
+    assert sae.cfg.normalize_activations == (said.get("normalize_activations") or "none")
+    assert str(sae.dtype) == f"torch.{said.get('dtype', 'float32').removeprefix('torch.')}"
+    _require_same_as_saelens(sae)
+    if sae.cfg.reshape_activations == "none":
+        _require_true_features(sae)
+
+
+def weights(random: Random) -> None:
+    """A mutated safetensors file beside a sound cfg.json."""
+    files = random.choice(SOUND)
+    data = _mutated_tensors(random, files.weights)
+    (HERE / CFG).write_text(files.cfg)
+    (HERE / WEIGHTS).write_bytes(data)
+    sae = _loaded()
+    _require_stored(sae, data, sae.dtype)
+    assert all(tensor.isfinite().all() for tensor in sae.state_dict().values())
+    wanted = random.choice([torch.float32, torch.bfloat16])
+    _require_stored(loading.load(HERE, dtype=wanted), data, wanted)
+
+
+def siblings(random: Random) -> None:
+    """A mutated safetensors file of activations."""
+    path = HERE / "activations.safetensors"
+    x = torch.randn(5, D_IN, generator=torch.Generator().manual_seed(random.randrange(100)))
+    data = _mutated_tensors(random, save({"activations": x}))
+    path.write_bytes(data)
+    found = read_rows(path, "activations", (None, D_IN), 64)
+    assert found.isfinite().all()
+    assert torch.equal(found, load(data)["activations"])
+
+
+def _loaded() -> GatedSAE:
+    dictionary = Dictionary.open(HERE)
+    dictionary.require_sound()
+    sae = loading.read(dictionary)
+    sae.cfg.to_dict()
+    return sae
+
+
+def _require_stored(sae: GatedSAE, data: bytes, dtype: torch.dtype) -> None:
+    """The tensors are those that safetensors itself reads, bit for bit."""
+    for name, tensor in load(data).items():
+        kind = dtype if name not in loading.GATE_VECTORS else getattr(sae, name).dtype
+        assert kind.itemsize >= dtype.itemsize
+        assert _bits(getattr(sae, name)) == _bits(tensor.to(kind)), name
+
+
+def _bits(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _require_same_as_saelens(sae: GatedSAE) -> None:
+    theirs = None
+    with contextlib.suppress(Exception):  # it is not SAELens that is tested
+        theirs = SAE.load_from_disk(HERE)
+    if theirs is not None:
+        assert _settings(theirs) == _settings(sae)
+
+
+def _settings(sae: Any) -> str:
+    described = {**sae.cfg.to_dict(), "device": "cpu"}
+    described["dtype"] = described["dtype"].removeprefix("torch.")
+    return repr(described)  # which is equal for NaN, too
+
+
+def _require_true_features(sae: GatedSAE) -> None:
+    """f = 1[π + b_gate > 0] ⊙ ReLU(exp(r_mag) ⊙ π + b_mag) with π = W_encᵀ (x − b_dec), by hand."""
+    x = torch.linspace(-2, 2, 3 * D_IN).view(3, D_IN).cos()
+    p = {name: tensor.double() for name, tensor in sae.state_dict().items()}
+    centred = x.to(sae.dtype).double()
+    if sae.cfg.normalize_activations == "layer_norm":
+        centred = centred - centred.mean(1, keepdim=True)
+        centred = centred / (centred.std(1, keepdim=True) + 1e-5)
+    if sae.cfg.normalize_activations == "constant_norm_rescale":
+        centred = centred * D_IN**0.5 / centred.norm(dim=1, keepdim=True)
+    pi = (centred - p["b_dec"] * sae.cfg.apply_b_dec_to_input) @ p["W_enc"]
+    features = (pi + p["b_gate"] > 0) * (p["r_mag"].exp() * pi + p["b_mag"]).relu()
+    if sae.dtype.itemsize >= 4:  # in a half type a gate may flip
+        torch.testing.assert_close(sae.encode(x).double(), features, rtol=1e-4, atol=1e-4)
+    assert features.shape == (3, D_SAE)
+
+
+def _mutated_tensors(random: Random, data: bytes) -> bytes:
+    length = int.from_bytes(data[:8], "little")
+    header, content = data[8 : 8 + length].decode(), data[8 + length :]
+    if random.random() < 0.6:
+        header = _mutated_header(random, header)
+    if random.random() < 0.3:
+        content = _mutated_content(random, content)
+    text = header.encode(errors="surrogatepass")
+    claimed = random.choice([len(text)] * 20 + [0, len(text) + 1, len(text) - 1, 1 << 40, 1 << 63])
+    data = max(claimed, 0).to_bytes(8, "little") + text + content
+    return blindly(random, data, random.choice(SOUND).weights) if random.random() < 0.3 else data
+
+
+def _mutated_header(random: Random, header: str) -> str:
+    if random.random() < 0.4:
+        return mutated_json(random, header)
+    tensors = parsed(header)
+    described = [about for name, about in tensors if name != "__metadata__"]
+    about = random.choice(described)
+    shape, offsets = (next(p for p in about if p[0] == k) for k in ("shape", "data_offsets"))
+    change = random.randrange(7)
+    if change == 0:
+        shape[1] = shape[1][::-1]
+    elif change == 1:
+        shape[1] = random.choice([[*shape[1], 1], [1, *shape[1]], [24], [], [0], [1 << 40] * 9])
+    elif change == 2:
+        offsets[1] = [n + random.choice([-8, -4, -1, 1, 4, 8, 1 << 40]) for n in offsets[1]]
+    elif change == 3:
+        about[0][1] = SAME_SIZE.get(about[0][1], Raw("F8_E5M2"))
+    elif change == 4:
+        one, two = (
+            random.sample([pair for pair in tensors if pair[0] != "__metadata__"], k=2)
+            if (len(described) > 1)
+            else (tensors[-1], tensors[-1])
+        )
+        one[0], two[0] = two[0], one[0]
+    elif change == 5:
+        tensors.append([random.choice(["x", "scaling_factor"]), Pairs(about)])
+    else:
+        tensors.insert(0, ["__metadata__", hostile_json(random)])
+    text = unparsed(tensors)
+    return text + " " * random.choice([0, 0, 1, 8, 1 << 20])
+
+
+def _mutated_content(random: Random, content: bytes) -> bytes:
+    """Numbers that are none, or other ones; sometimes not as many."""
+    patterns = [b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\xff\xff\x7f\x7f", b"\0\0\0\x80", b"\x01\0\0\0"]
+    place = random.randrange(len(content) // 4) * 4
+    changed = content[:place] + random.choice(patterns) + content[place + 4 :]
+    return random.choice([changed, changed, changed + b"\0" * 4, changed[:-4], b""])

@@ -1,0 +1,65 @@
+"""Functions in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from gated_plugin.errors import GatedError
+from gated_plugin.hub.apart import apart
+
+Report = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+
+
+def added(report: Report, *numbers: int) -> dict:
+    print("what a library says goes elsewhere")
+    report(f"adding {len(numbers)}")
+    return {"sum": sum(numbers), "process": os.getpid(), "torch": "torch" in sys.modules}
+
+
+def refused(report: Report) -> None:
+    raise GatedError("This cannot be; do that.")
+
+
+def broken(report: Report) -> None:
+    raise ZeroDivisionError("by nought")
+
+
+def killed(report: Report) -> None:
+    os.kill(os.getpid(), 9)
+
+
+def length(report: Report, text: str) -> int:
+    return len(text)
+
+
+def test_the_answer_and_the_reports_come_from_another_process():
+    lines: list[str] = []
+    answer = apart(added, lines.append, 1, 2, 3)
+    assert answer["sum"] == 6
+    assert answer["process"] != os.getpid()
+    assert lines == ["adding 3"]
+
+
+def test_arguments_may_be_longer_than_a_command_line():
+    assert apart(length, print, "é" * 1_000_000) == 1_000_000
+
+
+def test_an_error_for_people_comes_through_as_it_is():
+    with pytest.raises(GatedError, match=r"^This cannot be; do that\.$"):
+        apart(refused, print)
+
+
+@pytest.mark.parametrize(("function", "cause"), [(broken, "by nought"), (killed, "signal 9")])
+def test_a_process_that_ends_early_is_one_sentence(function, cause):
+    with pytest.raises(GatedError, match=f"{function.__name__} ended early .*{cause}") as refusal:
+        apart(function, print)
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,56 @@
+"""Whatever goes wrong on the way, a repository and a pulled folder are the old or the new.
+
+GATED_FAULTS=all strikes every request, and takes some minutes; without it there is a sample.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chaos import endure, plan
+from kinds import KINDS
+from scenes import Scene, Scenes
+
+IS_SAMPLE = os.environ.get("GATED_FAULTS") != "all"
+SEED = 5
+SOME = 20
+"""Cases of each kind that does not strike every request."""
+
+
+@pytest.fixture(scope="module")
+def scenes(start: object, made_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Scene]:
+    return Scenes(made_run, tmp_path_factory.mktemp("scenes")).make()
+
+
+@pytest.fixture(scope="module")
+def tally(request: pytest.FixtureRequest) -> Iterator[dict[str, Counter[str]]]:
+    """Counts what became of each kind's cases, and prints it in the end."""
+    counts: dict[str, Counter[str]] = {}
+    yield counts
+    if IS_SAMPLE:
+        return
+    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
+    assert terminal is not None
+    columns = ("cases", "succeeded", "refused", "killed", "wrong")
+    terminal.write_line("\n" + " " * 20 + "".join(f"{column:>11}" for column in columns))
+    for kind, count in {**counts, "all": sum(counts.values(), Counter())}.items():
+        terminal.write_line(f"{kind:20}" + "".join(f"{count[column]:11}" for column in columns))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_leaves_the_old_or_the_new(
+    kind: str, scenes: list[Scene], tally: dict[str, Counter[str]], tmp_path: Path
+) -> None:
+    cases = plan(kind, scenes, SEED, SOME)
+    outcomes = [
+        endure(case, tmp_path / str(number))
+        for number, case in enumerate(cases[:1] if IS_SAMPLE else cases)
+    ]
+    tally[kind] = Counter(each for outcome in outcomes for each in outcome.counted)
+    bad = [str(outcome) for outcome in outcomes if outcome.wrong]
+    if bad:
+        pytest.fail("\n".join([f"{len(bad)} of {len(outcomes)}:", *bad]), pytrace=False)
