@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check clean
+.PHONY: demo test check faults fuzz clean
 
 demo: $(READY)
 	$(BIN)/gated-hub demo
@@ -17,6 +17,14 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every request of a push and a pull attacked in turn: some minutes. `test` has a sample.
+faults: $(READY)
+	GATED_FAULTS=all $(BIN)/python -m pytest tests/hub/test_faults.py
+
+# 10,000 mutated files, indexes, cards and recipes: some minutes. `test` has a sample.
+fuzz: $(READY)
+	FUZZ_CASES=10000 $(BIN)/python -m pytest tests/fuzz
 
 # torch first and pinned: everything else then finds it installed.
 $(READY): pyproject.toml .ci/constraints.txt

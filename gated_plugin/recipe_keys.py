@@ -106,7 +106,7 @@ class Keys:
         return f"{self.file}: {key}"
 
     def refuse(self, what: str, given: str, choices: list[str]) -> NoReturn:
-        near = get_close_matches(given[:LONGEST_KEY], choices, n=1, cutoff=0.0)
+        near = get_close_matches(given, choices, n=1, cutoff=0.0)
         raise GatedError(
             f"{self.file}: unknown {what} {_shown(given)}; the nearest valid one is {near[0]!r}."
         )

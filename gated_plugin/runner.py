@@ -73,16 +73,16 @@ def train(
     if run.is_trained:
         return run
     trainer, stream = _trainer(recipe)
-    found = checkpoints.latest(run)
-    if found is not None:
-        checkpoints.load(found, trainer, stream)
-    else:
+    if checkpoints.latest(run) is None:
         _prepare(trainer, stream, recipe)
         _write_start(run, recipe)
     every = checkpoint_every or max(100, trainer.cfg.total_training_steps // 100)
-    with engine.use(**asdict(recipe.engine)):
+    with run.alone(), engine.use(**asdict(recipe.engine)):
+        found = checkpoints.latest(run)
+        if found is not None:
+            checkpoints.load(found, trainer, stream)
         _fit(run, trainer, stream, every, quiet)
-    _finish(run, trainer, recipe)
+        _finish(run, trainer, recipe)
     return run
 
 

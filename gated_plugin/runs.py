@@ -12,6 +12,7 @@ runs/x/
   plots/                    png
   publication/              what was pushed: one folder per SAE, card, index
   summary.json              all figures in one table
+  .lock                     held by the process that works on the run
 """
 
 from __future__ import annotations
@@ -51,6 +52,28 @@ class Run:
                 "`gated-hub train quickstart --out runs/quickstart`."
             )
         return run
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process trains, evaluates or pushes this run within the `with` block.
+
+        Raises:
+            GatedError: one does now.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise GatedError(
+                f"Another process works on {self.path}; wait for its end, and run the same command "
+                "again."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def name(self) -> str:
@@ -158,14 +181,18 @@ def beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """An empty sibling folder to fill; renamed to `path`, on disk, when the block ends well."""
+    """An empty sibling folder to fill; when the block ends well it is put on disk and takes the
+    place of `path`, whatever is there."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        for file in unfinished.iterdir():
-            _sync(file)
+        for file in unfinished.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            shutil.rmtree(path)
         unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -29,6 +29,7 @@ def test_every_file_of_a_run_is_documented(
         "features.safetensors",
         "activations.safetensors",
         "plots",
+        ".lock",
     }
     assert runs.__doc__ is not None
     assert all(f"  {name}" in runs.__doc__ for name in found)
@@ -85,6 +86,23 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (unfinished / "whole").touch()
         assert not path.exists()
     assert [file.name for file in path.iterdir()] == ["whole"]
+
+
+def test_a_folder_that_is_there_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "publication"
+    for name in ("old", "new"):
+        with folder_beside(path) as unfinished:
+            (unfinished / name / "deep").mkdir(parents=True)
+            (unfinished / name / "deep" / "file").touch()
+    assert [file.name for file in path.iterdir()] == ["new"]
+
+
+def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.alone(), pytest.raises(GatedError, match="Another process works on"), run.alone():
+        pass
+    with run.alone():
+        pass
 
 
 @pytest.mark.parametrize(("text", "said"), [(None, "is missing; run"), ("{", "is damaged")])

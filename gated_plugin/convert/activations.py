@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gated_plugin.convert.weights import Source
 from gated_plugin.dictionaries import ACTIVATIONS, read_rows
+from gated_plugin.errors import GatedError
 
 ROWS = 256
 
@@ -26,7 +27,7 @@ def recorded(source: Source, given: Path | None) -> Activations:
     """Those in the file `given`, else those recorded with the source, else random ones.
 
     Raises:
-        GatedError: the file is missing or damaged, or does not fit the source.
+        GatedError: the file is missing, damaged or empty, or does not fit the source.
     """
     if given is not None:
         return _read(given, source, "activations of a given file")
@@ -47,4 +48,6 @@ def recorded(source: Source, given: Path | None) -> Activations:
 
 def _read(path: Path, source: Source, origin: str) -> Activations:
     found = read_rows(path, "activations", (None, source.cfg.d_in), ROWS)
+    if not len(found):
+        raise GatedError(f"{path} has no rows to compare on; give another file of activations.")
     return Activations(found.double(), origin)

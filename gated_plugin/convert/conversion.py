@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,7 +105,6 @@ def converted(
         record = _record(source, target_format, x, {**found.figures, "loss_recovered": loss})
         record["files"] = {file.name: _described(file) for file in sorted(unfinished.iterdir())}
         write_json(unfinished / FILENAME, record)
-        _make_way(out)
     return Conversion(out, target_format, record)
 
 
@@ -124,12 +122,6 @@ def _is_conversion(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(record, dict) and record.keys() >= {"format", "to", "source", "audit"}
-
-
-def _make_way(out: Path) -> None:
-    """The conversion that was there is gone when the new one is complete, and not before."""
-    if out.exists():
-        shutil.rmtree(out)
 
 
 @contextmanager

@@ -237,10 +237,12 @@ def _trainer_config(source: Source) -> dict[str, Any]:
     """config.json; the library's own loader asks for `dict_class` alone."""
     sizes = {"activation_dim": source.cfg.d_in, "dict_size": source.cfg.d_sae}
     if source.layout == "dictionary_learning":
-        trainer = source.described.get("trainer", {})
-        return {**source.described, "trainer": {**trainer, "dict_class": DICT_CLASS, **sizes}}
+        known = source.described.get("trainer", {})
+        return {**source.described, "trainer": {**known, "dict_class": DICT_CLASS, **sizes}}
     metadata = source.cfg.metadata
-    trainer = {"dict_class": DICT_CLASS, **sizes, "lm_name": metadata.model_name}
+    trainer: dict[str, Any] = {"dict_class": DICT_CLASS, **sizes}
+    if metadata.model_name is not None:
+        trainer["lm_name"] = metadata.model_name
     block = IN_BLOCK.fullmatch(metadata.hook_name or "")
     if block is not None:
         trainer["layer"] = int(block[1])

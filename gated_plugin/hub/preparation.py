@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from gated_plugin.hub.licensing import plan_of, require_publishable
 from gated_plugin.hub.staging import stage
 from gated_plugin.hub.verification import verify_folders
 from gated_plugin.recipes import PublishPlan, Recipe
-from gated_plugin.runs import UNFINISHED, Run, write_json
+from gated_plugin.runs import Run, folder_beside, write_json
 
 
 def prepare(
@@ -49,19 +48,16 @@ def prepare(
     _require_one_model([*drafts, *others], repo_id)
     _require_one_plan([*plans, *([plan_of(index_before, repo_id)] if others else [])], repo_id)
     publication = opened[0].publication
-    folder = publication.with_name(f".{publication.name}{UNFINISHED}")
-    shutil.rmtree(folder, ignore_errors=True)
-    for run, draft in zip(opened, drafts, strict=True):
-        report(f"Folding {run.path} into {draft['id']}.")
-        stage(run, index.measured(run), folder / draft["id"])
-    entries = _compared(drafts, folder, report)
-    content = index.index(repo_id, [*entries, *others], plans[0])
-    write_json(folder / index.FILENAME, content)
-    text = card.render(repo_id, content["saes"], plans[0], kept)
-    card.check_card(text, folder, remote)
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    shutil.rmtree(publication, ignore_errors=True)
-    folder.rename(publication)
+    with folder_beside(publication) as folder:
+        for run, draft in zip(opened, drafts, strict=True):
+            report(f"Folding {run.path} into {draft['id']}.")
+            stage(run, index.measured(run), folder / draft["id"])
+        entries = _compared(drafts, folder, report)
+        content = index.index(repo_id, [*entries, *others], plans[0])
+        write_json(folder / index.FILENAME, content)
+        text = card.render(repo_id, content["saes"], plans[0], kept)
+        card.check_card(text, folder, remote)
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return {
         "folder": str(publication),
         "sae_ids": [entry["id"] for entry in entries],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,10 +80,13 @@ def publish(
     repository = Repository(api, repo_id)
     before = repository.info()
     _refuse_public(before, private, repo_id)
-    prepared = _prepared(runs, repository, before, report)
-    shipment = Shipment(repository, Path(prepared["folder"]), prepared["sae_ids"], quiet)
-    changes = shipment.changes(before.sha if before else None)
-    revision = None if dry_run else _sent(shipment, changes, before, private, report)
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.alone())
+        prepared = _prepared(runs, repository, before, report)
+        shipment = Shipment(repository, Path(prepared["folder"]), prepared["sae_ids"], quiet)
+        changes = shipment.changes(before.sha if before else None)
+        revision = None if dry_run else _sent(shipment, changes, before, private, report)
     return Published(
         repo_id=repo_id,
         sae_ids=tuple(prepared["sae_ids"]),

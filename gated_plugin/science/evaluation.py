@@ -94,8 +94,9 @@ def evaluate(run: Run, recipe: Recipe, *, quiet: bool = False) -> Evaluation:
             no token that the SAE is for, or the losses are not finite.
     """
     run.require_trained()
-    measured = measure(load_sae(run), recipe, quiet=quiet)
-    _write(run, *measured)
+    with run.alone():
+        measured = measure(load_sae(run), recipe, quiet=quiet)
+        _write(run, *measured)
     return measured.evaluation
 
 

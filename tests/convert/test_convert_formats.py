@@ -188,12 +188,13 @@ def test_other_types_are_computed_with_as_they_are_stored(
 
 
 def test_a_cfg_from_before_saelens_6(tmp_path: Path, x: Tensor) -> None:
-    source = write_saelens(tmp_path / "source", random_weights())
+    weights = {**random_weights(), "scaling_factor": torch.ones(D_SAE)}
+    source = write_saelens(tmp_path / "source", weights)
     old = {
         "architecture": "gated",
         "d_in": D_IN,
         "d_sae": D_SAE,
-        "dtype": "float32",
+        "dtype": "torch.float32",
         "device": "cuda",
         "hook_point": "blocks.3.hook_resid_pre",
         "model_name": "gpt2-small",
@@ -212,13 +213,13 @@ def test_a_cfg_from_before_saelens_6(tmp_path: Path, x: Tensor) -> None:
 
 
 def test_no_path_of_this_machine_gets_into_a_result(tmp_path: Path) -> None:
-    metadata = {"model_name": str(tmp_path / "model"), "hook_name": "blocks.0.hook_resid_pre"}
+    metadata = {"sae_lens_version": "6.54.12", "model_name": str(tmp_path / "model")}
     for target in FORMATS:
         source = write_saelens(tmp_path / target / "source", random_weights(), metadata=metadata)
         out = convert(source, target, tmp_path / target / "out").folder
-        everything = b"".join(contents(out).values())
-        assert str(tmp_path).encode() not in everything
-        assert b'"model"' in everything
+        description = "config.json" if target == "dictionary_learning" else "cfg.json"
+        assert '"model"' in (out / description).read_text()
+        assert str(tmp_path).encode() not in b"".join(contents(out).values())
 
 
 def zero_decoder_row(weights: Weights) -> None:

@@ -107,6 +107,8 @@ def _wrong(case: Case, spoilt: World, ended: Ended) -> Iterator[str]:
         if is_head and json.loads(ended.stdout)["revision"] != spoilt.head():
             yield "it names another commit"
         return
+    if case.how["times"] == 1 and KINDS[case.kind].passes:
+        yield "it is not tried again"
     if ended.code != KILLED:
         yield from _wrong_sentence(ended)
     states = [scene.other if KINDS[case.kind].shared else scene.before, *expected]

@@ -67,7 +67,6 @@ class Fault:
     """Change one bit in this byte of the answer."""
     meanwhile: Callable[[], object] | None = None
     """Do this before the request is handled, which itself goes well."""
-    has_struck: bool = field(default=False, init=False)
 
     @property
     def place(self) -> Literal["before", "request", "after", "answer", "nowhere"]:
@@ -89,7 +88,6 @@ class Fault:
             self.skip -= 1
             return False
         self.times -= 1
-        self.has_struck = True
         return True
 
     def strike(self, client: Peer, exchange: Exchange) -> None:

@@ -28,17 +28,18 @@ def scenes(start: object, made_run: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def tally(request: pytest.FixtureRequest) -> Iterator[dict[str, Counter[str]]]:
-    """Counts what became of each kind's cases, and prints it in the end."""
+    """Counts what became of each kind's cases; of all of them it prints a table."""
     counts: dict[str, Counter[str]] = {}
     yield counts
     if IS_SAMPLE:
         return
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    assert terminal is not None
     columns = ("cases", "succeeded", "refused", "killed", "wrong")
-    terminal.write_line("\n" + " " * 20 + "".join(f"{column:>11}" for column in columns))
-    for kind, count in {**counts, "all": sum(counts.values(), Counter())}.items():
-        terminal.write_line(f"{kind:20}" + "".join(f"{count[column]:11}" for column in columns))
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        print("\n" + " " * 20, *(f"{column:>10}" for column in columns))
+        for kind, count in {**counts, "all": sum(counts.values(), Counter())}.items():
+            print(f"{kind:20}", *(f"{count[column]:10}" for column in columns))
 
 
 @pytest.mark.parametrize("kind", KINDS)

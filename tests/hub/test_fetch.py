@@ -19,6 +19,7 @@ from gated_plugin.errors import GatedError
 from gated_plugin.hub import client, download
 from gated_plugin.hub.download import STEP
 from gated_plugin.hub.fetch import cached_folder
+from gated_plugin.hub.pull import pull
 from gated_plugin.hub.repository import RemoteFile, Repository
 
 SIZE = 3 << 20
@@ -88,7 +89,8 @@ def test_another_file_of_the_name_is_replaced(fetched, target):
 
 
 @pytest.mark.parametrize("stall", [False, True])
-def test_what_breaks_off_or_stalls_is_gone_on_with(fetched, hub, at_once, stall):
+def test_what_breaks_off_or_stalls_is_gone_on_with(fetched, hub, monkeypatch, stall):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     hub.fail("GET", "/resolve/", drop_after_bytes=2_000_000, stall=stall)
     fetched()
     assert ranges(hub) == [None, "bytes=2000000-"]
@@ -315,12 +317,40 @@ def test_a_cache_for_reading_only_is_enough(hub, monkeypatch):
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_the_little_that_saelens_fetches_is_not_taken_for_all(hub, pinned):
+@pytest.mark.parametrize("more", [(), ("certificate.json",)])
+def test_the_little_that_saelens_fetches_is_not_taken_for_all(hub, pinned, more):
     sha = publish(hub, repository())
-    for name in ("cfg.json", "sae_weights.safetensors"):
+    for name in ("cfg.json", "sae_weights.safetensors", *more):
         hf_hub_download(REPO, f"{SAE}/{name}", endpoint=hub.url)
     folder = cached_folder(REPO, SAE, sha if pinned else None)
     assert (folder / "certificate.json").exists() and (folder / "plots/training.png").exists()
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_half_of_what_loading_needs_is_not_enough_offline(hub, monkeypatch, name):
+    publish(hub, repository())
+    hf_hub_download(REPO, f"{SAE}/{name}", endpoint=hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(GatedError, match="the cache lacks"):
+        cached_folder(REPO, SAE)
+
+
+def test_a_note_that_is_no_commit_leads_nowhere(hub, monkeypatch):
+    publish(hub, repository())
+    folder = cached_folder(REPO, SAE)
+    (folder.parents[5] / "refs/main").write_text(folder.parents[3].name + "/../..")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(GatedError, match="the cache lacks"):
+        cached_folder(REPO, SAE)
+
+
+def test_what_the_client_has_tried_often_enough_is_not_tried_again(hub, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    publish(hub, repository())
+    hub.fail("HEAD", "/resolve/", status=503, times=100)
+    with pytest.raises(GatedError, match="HTTP 503"):
+        cached_folder(REPO, SAE)
+    assert len(hub.seen("HEAD", "/resolve/")) == 1 + 6
 
 
 def test_a_new_commit_is_followed_and_sends_only_what_changed(hub):
@@ -363,11 +393,15 @@ def test_an_interrupted_sae_is_not_taken_for_a_whole_one(hub, monkeypatch):
 def test_without_a_network_the_cache_answers_with_a_warning(hub, monkeypatch):
     sha = publish(hub, repository())
     folder = cached_folder(REPO, SAE)
+    naps: list[float] = []
+    monkeypatch.setattr("time.sleep", naps.append)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.warns(match=f"could not be reached .*commit {sha} from the cache"):
         assert cached_folder(REPO, SAE) == folder
+    assert not naps
     with pytest.raises(GatedError, match="could not be reached"):
         cached_folder(REPO, OTHER)
+    assert naps
 
 
 @pytest.mark.parametrize("trouble", [{"status": 503}, {}])
@@ -407,3 +441,6 @@ def test_a_system_without_links_holds_each_file_once(hub, monkeypatch):
     hub.requests.clear()
     cached_folder(REPO, SAE)
     assert not hub.seen("GET", "/resolve/")
+    (folder / "cfg.json").write_text("other")
+    pull(REPO, SAE)
+    assert (folder / "cfg.json").read_bytes() == repository()[f"{SAE}/cfg.json"]

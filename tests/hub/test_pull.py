@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from published import OTHER, REPO, SAE, WEIGHTS, publish, repository, tensors
 
 from gated_plugin.errors import GatedError
 from gated_plugin.hub import client
+from gated_plugin.hub.fetch import cached_folder
 from gated_plugin.hub.pull import pull
 
 
@@ -60,7 +62,7 @@ def test_one_sae_comes_with_card_and_index(hub, out):
     assert pulled.sae_ids == [SAE] and pulled.files == len(wanted)
 
 
-def test_without_a_folder_it_comes_into_the_cache_of_the_client(hub):
+def test_without_a_folder_it_comes_into_the_cache_of_the_client(hub, monkeypatch):
     content = repository()
     sha = publish(hub, content)
     pulled = pull(REPO)
@@ -68,6 +70,8 @@ def test_without_a_folder_it_comes_into_the_cache_of_the_client(hub):
     assert below(pulled.folder) == content
     hub.requests.clear()
     assert pull(REPO).bytes == 0 and not gets(hub)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert cached_folder(REPO, SAE) == pulled.folder / SAE
 
 
 def test_what_is_here_stays_and_what_differs_is_replaced(hub, out):
@@ -306,6 +310,13 @@ def test_a_pull_needs_little_memory_and_no_torch(hub, out, tmp_path):
     assert "Fetching: done in" in ended.stderr and "MB/s" in ended.stderr
 
 
+def arrived(folder: Path) -> int:
+    """Bytes of what is not whole yet."""
+    with contextlib.suppress(FileNotFoundError):  # it became whole just now
+        return sum(path.stat().st_size for path in folder.rglob("*.incomplete"))
+    return 0
+
+
 @pytest.mark.parametrize("into", ["folder", "cache"])
 def test_a_killed_process_is_gone_on_with_by_the_next(hub, out, monkeypatch, into):
     size = 3 << 20
@@ -317,7 +328,7 @@ def test_a_killed_process_is_gone_on_with_by_the_next(hub, out, monkeypatch, int
     arguments = [REPO, *([place] if place else [])]
     process = subprocess.Popen([sys.executable, "-c", PULL, *arguments])
     deadline = time.monotonic() + 20
-    while sum(path.stat().st_size for path in folder.rglob("*.incomplete")) < size // 2:
+    while arrived(folder) < size // 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
