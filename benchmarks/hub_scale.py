@@ -164,7 +164,7 @@ def main() -> None:
 
 def measure(run: Run, out: str) -> dict[str, Any]:
     """Each command by itself, on the one dictionary."""
-    hub = ("gated-hub",)
+    hub = (sys.executable, "-c", "from gated_plugin.cli import main; main()")
     push = (*hub, "push", str(run.path), "--repo", REPOSITORY, "--json")
     found = {"push": step("push", *push)}
     sae_id = json.loads(found["push"]["answer"])["sae_ids"][0]

@@ -118,6 +118,8 @@ def read_rows(path: Path, name: str, shape: tuple[int | None, ...], rows: int) -
     if name not in file.tensors:
         _refuse(path, f"it lacks {name!r}")
     have = file.tensors[name].shape
+    if 0 in have:
+        _refuse(path, f"{name} is empty")
     fits = [want in (None, length) for want, length in zip(shape, have, strict=False)]
     if len(have) != len(shape) or not all(fits):
         _refuse(path, f"{name} has the shape {have}, which does not fit the SAE")

@@ -19,6 +19,8 @@ LONGEST_NUMBER = 40
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _OF_OTHER_BASE = re.compile(r"[-+]?0[0-7_]+|.*:.*")
 """Octal without an o, and base 60."""
+_LOST = re.compile("[\0\x85\ud800-\udfff]")
+"""NUL, the line end of EBCDIC that PyYAML writes as a space, and halves of a character."""
 _QUOTED = 100
 """Characters of what PyYAML says."""
 
@@ -85,8 +87,8 @@ class _Check:
             _refuse(f"a number has {len(node.value):,} characters", node)
         if node.tag in _NUMBERS and _OF_OTHER_BASE.fullmatch(node.value):
             _refuse(f"{node.value} is octal or of base 60 in YAML", node)
-        if "\0" in node.value or node.value != node.value.encode(errors="replace").decode():
-            _refuse("a text holds characters that no file can hold", node)
+        if _LOST.search(node.value):
+            _refuse("a text holds a character that would be lost when it is written", node)
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 EXIT_ERROR = 1
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def main() -> None:
@@ -16,6 +18,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if not debug:
         _hush()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # so that `with` ends
     try:
         hub_commands.app()
     except GatedError as error:

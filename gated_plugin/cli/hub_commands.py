@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -261,7 +262,7 @@ def serve(
     with LocalHub(folder, port, host=host) as hub:
         print(f"Local hub at {hub.url}, kept in {folder}. In another terminal:\n")
         print(f"  export HF_ENDPOINT={hub.url}")
-        print(f"  export HF_TOKEN=$(cat {folder / 'token'})")
+        print(f"  export HF_TOKEN=$(cat {shlex.quote(str(folder / 'token'))})")
         print("  export HF_HUB_DISABLE_XET=1  # for other tools than gated-hub")
         print(f"\n{folder / 'read-token'} holds a token that may only read.", flush=True)
         threading.Event().wait()

@@ -30,11 +30,11 @@ _QUOTED = reprlib.Repr()
 _QUOTED.maxstring = 100
 
 
-def write(folder: Path, sae_id: str, compared: dict[str, Any]) -> None:
-    """Certify the files in `folder` as they are now.
+def write(folder: Path, sae_id: str, compared: dict[str, Any]) -> dict[str, Any]:
+    """Certify the files in `folder` as they are now; what the certificate says.
 
     Args:
-        compared: of `verification.verify_folder`.
+        compared: of `verification.verify_folders`.
     """
     versions = {"gated_plugin": gated_plugin.__version__, "sae_lens": version("sae-lens")}
     versions |= {"torch": version("torch"), "python": platform.python_version()}
@@ -48,6 +48,7 @@ def write(folder: Path, sae_id: str, compared: dict[str, Any]) -> None:
         "files": files,
     }
     write_json(folder / FILENAME, content)
+    return content
 
 
 def read(folder: Path) -> dict[str, Any]:

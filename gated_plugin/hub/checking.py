@@ -13,7 +13,7 @@ from gated_plugin.hub import certificate, index
 from gated_plugin.hub.apart import apart
 from gated_plugin.hub.pull import pull
 from gated_plugin.hub.verification import verify_folders
-from gated_plugin.runs import read_json
+from gated_plugin.runs import Run, read_json
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,13 @@ def check(
     Raises:
         GatedError: the first thing that is not as it should be.
     """
-    if Path(source).is_dir():
-        return _check_folder(Path(source), sae_id, report)
+    path = Path(source)
+    if path.is_dir():
+        if revision is not None:
+            raise GatedError(f"{path} is a folder, which has no revision; leave out --revision.")
+        return _check_folder(
+            Run(path).publication if Run(path).recipe.exists() else path, sae_id, report
+        )
     return _check_repository(source, sae_id, revision, quiet, report)
 
 
@@ -125,9 +130,10 @@ def _name(folder: Path, path: Path) -> str:
 def _require_listed(
     content: dict[str, Any], entry: dict[str, Any] | None, sae_id: str, repo_id: str
 ) -> None:
-    """Index and card speak of these weights."""
-    listed = (entry or {}).get("weights", {}).get("sha256")
-    if listed != content["files"].get(WEIGHTS, {}).get("sha256"):
+    """Index and card speak of these weights, and the certificate of this SAE."""
+    listed = entry and entry["weights"].get("sha256")
+    certified = content["files"].get(WEIGHTS, {}).get("sha256")
+    if listed != certified or content.get("sae_id") != sae_id:
         raise GatedError(
             f"The index of {repo_id} speaks of other weights of {sae_id} than those that are "
             "there; have it pushed again, or verify an older --revision."

@@ -34,7 +34,7 @@ def card_of(source: str, revision: str | None = None, out: Path | None = None) -
     """
     described = _described(source, revision)
     if out is not None and out.exists():
-        kept = notes.kept(out.read_text(encoding="utf-8"), str(out))
+        kept = notes.kept(_text(out), str(out))
     elif notes.kept_section(described.card or "") is not None:
         kept = notes.kept(described.card, f"README.md of {described.repo_id}")
     else:
@@ -76,7 +76,7 @@ def _described(source: str, revision: str | None) -> Described:
         )
     content = read_json(path / index.FILENAME)
     readme = path / CARD
-    text = readme.read_text(encoding="utf-8") if readme.exists() else None
+    text = _text(readme) if readme.exists() else None
     repo_id = content.get("repo_id") if isinstance(content, dict) else None
     if not isinstance(repo_id, str):
         raise GatedError(
@@ -84,3 +84,10 @@ def _described(source: str, revision: str | None) -> Described:
             "itself instead."
         )
     return Described(repo_id, content, text)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise GatedError(f"{path} is no text in UTF-8; save it as that first.") from None

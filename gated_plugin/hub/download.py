@@ -1,5 +1,4 @@
-"""One file from the Hub: resumed where it stopped, even by another process, and checked by its
-hash before it gets its name."""
+"""One file from the Hub: resumed where it stopped, and checked before it gets its name."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from gated_plugin.hub.repository import RemoteFile, Repository
 
 STEP = 1 << 20
-"""Bytes that `client.SILENCE_SECONDS` must bring at least, and after which a try counts as progress,
-so that patience begins anew. A server that drips, or drops each connection, ends so too."""
+"""Bytes that `client.SILENCE_SECONDS` must bring at least, and after which patience begins anew: so
+a server that drips, or drops each connection, is given up too."""
 
 BLOCK = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -68,8 +67,7 @@ def download(
             partial.unlink()
     raise GatedError(
         f"{file.path} came from {repository.id} twice with other content than the Hub promised "
-        f"({reason}), so it was not kept; run the same command again, and if that does not help, "
-        "tell its owner."
+        f"({reason}); run the same command again, and if that does not help, tell its owner."
     )
 
 

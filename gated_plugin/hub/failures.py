@@ -144,46 +144,34 @@ def _status_sentence(failure: BaseException, status: int, action: str, repo_id: 
 
 def _refusal(failure: BaseException, status: int, action: str, repo_id: str) -> str | None:
     """The sentence for those refusals of which we know what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
-    if isinstance(failure, GatedRepoError):
+    if isinstance(failure, errors.GatedRepoError):
         return (
             f"{repo_id} is open to those who accept its terms; accept them at "
             f"{endpoint()}/{repo_id} and run the same command again."
         )
-    if isinstance(failure, RepositoryNotFoundError):
+    if isinstance(failure, errors.RepositoryNotFoundError):
         return (
             f"The Hub has no repository {repo_id} that you may see; check its name and "
             "`hf auth whoami`."
         )
-    if isinstance(failure, RevisionNotFoundError):
+    if isinstance(failure, errors.RevisionNotFoundError):
         return (
             f"{repo_id} has no such branch, tag or commit; name another one with --revision, or "
             "leave it out for the newest."
         )
-    if isinstance(failure, RemoteEntryNotFoundError):
+    if isinstance(failure, errors.RemoteEntryNotFoundError):
         return f"Could not {action} {repo_id}, which lacks it; run `gated-hub list {repo_id}`."
-    if status == 401:
-        return (
-            "The Hub does not know your token; run `hf auth login` or set HF_TOKEN, with one of "
-            f"{_token_page()}."
-        )
-    if status == 403:
-        return (
-            f"Your token may not {action} {repo_id}; make one that has the right to at "
-            f"{_token_page()} and run `hf auth login`."
-        )
-    if status == 412:
-        return (
-            f"Somebody else changed {repo_id} in the meantime, so nothing was sent; "
-            "run the same command again."
-        )
-    return None
+    by_status = {
+        401: "The Hub does not know your token; run `hf auth login` or set HF_TOKEN, with one of "
+        f"{_token_page()}.",
+        403: f"Your token may not {action} {repo_id}; make one that has the right to at "
+        f"{_token_page()} and run `hf auth login`.",
+        412: f"Somebody else changed {repo_id} in the meantime, so nothing was sent; run the same "
+        "command again.",
+    }
+    return by_status.get(status)
 
 
 def _root(failure: BaseException) -> BaseException:

@@ -97,7 +97,6 @@ def cached_folder(
         GatedError: it is not there, or must not be written to this computer.
     """
     from huggingface_hub import is_offline_mode
-    from huggingface_hub.utils import are_progress_bars_disabled
 
     naming.check_repo_id(repo_id)
     is_pinned = revision is not None and COMMIT.fullmatch(revision) is not None
@@ -117,12 +116,20 @@ def cached_folder(
         return cached
     store = Cache(repo_id, sha)
     if sae_id is None or not store.is_complete(sae_id):
-        files = repository.files(sha)
-        sae_id = _only(chosen_ids(sae_id, files, repo_id), repo_id)
-        wanted = files_of([sae_id], files, repo_id)
-        fetch(repository, wanted, store, quiet=are_progress_bars_disabled())
+        sae_id = _completed(repository, sae_id, store)
     store.remember(revision)
     return store.folder / sae_id
+
+
+def _completed(repository: Repository, sae_id: str | None, store: Cache) -> str:
+    """The id of the SAE, all of whose files are in `store` now."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    files = repository.files(store.sha)
+    sae_id = _only(chosen_ids(sae_id, files, repository.id), repository.id)
+    wanted = files_of([sae_id], files, repository.id)
+    fetch(repository, wanted, store, quiet=are_progress_bars_disabled())
+    return sae_id
 
 
 def _only(sae_ids: list[str], repo_id: str) -> str:

@@ -6,6 +6,8 @@ others. The Hub counts a repository's downloads by its root config.json.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -50,14 +52,18 @@ def entries_of(content: Any, repo_id: str) -> list[Entry]:
         GatedError: it is something else than an index of ours; a push would destroy it.
     """
     entries = content.get("saes") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and entry.keys() >= _KEYS for entry in entries
-    ):
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
         raise GatedError(
             f"{repo_id} holds a config.json that is no index of dictionaries, and a push would "
             "overwrite it; push to another repository."
         )
     return entries
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    """Tells apart the settings of two trainings, also those that no card shows."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def measured(run: Run) -> dict[str, Any]:
@@ -107,6 +113,7 @@ def entry(recipe: Recipe, figures: dict[str, Any]) -> Entry:
                 "normalize_activations": sae.normalize_activations,
                 "dtype": config.dtype,
                 "seed": config.seed,
+                "settings": _digest({**recipe.runner, "sae": recipe.sae}),
             },
             "evaluation": {
                 "dataset": figures["dataset_path"],
@@ -117,4 +124,14 @@ def entry(recipe: Recipe, figures: dict[str, Any]) -> Entry:
     )
 
 
-_KEYS = {"id", "model", "hook", "width", "training", "evaluation", "weights", *FIGURES}
+_KINDS = {"id": str, "model": str, "hook": str, "width": int} | dict.fromkeys(
+    ("training", "evaluation", "weights"), dict
+)
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.keys() >= {*_KINDS, *FIGURES}
+        and all(isinstance(entry[key], kind) for key, kind in _KINDS.items())
+    )

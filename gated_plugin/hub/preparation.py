@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gated_plugin.dictionaries import WEIGHTS, Dictionary
+from gated_plugin.dictionaries import CFG, WEIGHTS, Dictionary
 from gated_plugin.errors import GatedError
 from gated_plugin.hub import card, certificate, client, index, naming, notes
 from gated_plugin.hub.licensing import plan_of, require_publishable
+from gated_plugin.hub.repository import CARD, Repository
 from gated_plugin.hub.staging import stage
 from gated_plugin.hub.verification import verify_folders
 from gated_plugin.recipes import PublishPlan, Recipe
@@ -38,9 +39,10 @@ def prepare(
     Raises:
         GatedError: what is wrong with a run; nothing was sent, and an older publication stays.
     """
-    kept = notes.kept(card_before, f"README.md of {repo_id}")
-    siblings = [] if index_before is None else index.entries_of(index_before, repo_id)
     opened = [Run(Path(run)) for run in runs]
+    kept = _kept(card_before, opened[0].publication / CARD, repo_id)
+    siblings = [] if index_before is None else index.entries_of(index_before, repo_id)
+    siblings = [entry for entry in siblings if f"{entry['id']}/{CFG}" in remote]
     plans = [require_publishable(Recipe.load(run.recipe), _is_gated) for run in opened]
     drafts = _drafts(opened, siblings)
     made = {draft["id"] for draft in drafts}
@@ -57,7 +59,7 @@ def prepare(
         write_json(folder / index.FILENAME, content)
         text = card.render(repo_id, content["saes"], plans[0], kept)
         card.check_card(text, folder, remote)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        (folder / CARD).write_text(text, encoding="utf-8")
     return {
         "folder": str(publication),
         "sae_ids": [entry["id"] for entry in entries],
@@ -101,8 +103,8 @@ def _certified(
         f"Plain SAELens computes {sae_id} to within {difference:.1e} in float64, and "
         f"{relative:.1e} of the largest value in float32."
     )
-    certificate.write(folder, sae_id, compared)
-    weights, staged = folder / WEIGHTS, Dictionary.open(folder)
+    certified = certificate.write(folder, sae_id, compared)["files"]
+    staged = Dictionary.open(folder)
     return {
         "compared": {
             "rows": compared["rows"],
@@ -112,20 +114,25 @@ def _certified(
         "weights": {
             "d_in": staged.cfg.d_in,
             "dtype": staged.cfg.dtype,
-            "bytes": weights.stat().st_size,
-            "sha256": certificate.sha256(weights),
+            **certified[WEIGHTS],
             "plots": sorted(plot.name for plot in folder.glob("plots/*.png")),
         },
     }
 
 
 def _is_gated(base_model: str) -> bool | None:
-    """Whether one accepts terms before the Hub gives out a model; None where it does not say."""
-    try:
-        found = client.connect().model_info(base_model)
-    except client.failures():
-        return None
-    return None if found.gated is None else found.gated is not False
+    """Whether one accepts terms before the Hub gives out a model; None where it has no such."""
+    found = Repository(client.connect(), base_model).info()
+    return None if found is None else bool(found.gated)
+
+
+def _kept(card_before: str | None, own: Path, repo_id: str) -> notes.Kept:
+    """What a person wrote into the repository's card; or, as long as there is nothing, into ours of
+    an earlier dry run."""
+    kept = notes.kept(card_before, f"{CARD} of {repo_id}")
+    if kept.notes or not own.exists():
+        return kept
+    return kept._replace(notes=notes.kept(own.read_text(encoding="utf-8"), str(own)).notes)
 
 
 def _require_one_plan(plans: Sequence[PublishPlan], repo_id: str) -> None:

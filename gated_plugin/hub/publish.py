@@ -33,6 +33,8 @@ class Published:
     """What was sent, or would be."""
     sent: dict[str, int]
     """Bytes of each new or changed file, by its path in the repository."""
+    removed: tuple[str, ...]
+    """Files that these SAEs had there before and no longer have."""
     max_abs_diff: float
     """Between plain SAELens and the plugin, over features and reconstructions, in float64."""
 
@@ -70,8 +72,7 @@ def publish(
     Raises:
         GatedError: what prevented it, and what to do.
     """
-    for run in runs:
-        run.require_evaluated()
+    _require_pushable(runs)
     if repo_id is not None:
         naming.check_repo_id(repo_id)
     api = client.connect()
@@ -94,6 +95,7 @@ def publish(
         url=f"{api.endpoint}/{repo_id}",
         folder=prepared["folder"],
         sent={change.path_in_repo: change.upload_info.size for change in changes.changed},
+        removed=tuple(deletion.path_in_repo for deletion in changes.gone),
         max_abs_diff=prepared["max_abs_diff"],
     )
 
@@ -145,6 +147,13 @@ def _identity(api: HfApi) -> dict[str, Any]:
     if token.get("role") == "read":
         raise GatedError(f"Your token may only read, so nothing was begun; {client.LOG_IN}.")
     return identity
+
+
+def _require_pushable(runs: Sequence[Run]) -> None:
+    for run in runs:
+        run.require_evaluated()
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise GatedError("One of the runs is named twice; name each once.")
 
 
 def _own_name(runs: Sequence[Run], identity: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from gated_plugin.errors import GatedError
 from gated_plugin.hub import client
@@ -17,6 +17,10 @@ from gated_plugin.progress import Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+
+GIT_ATTRIBUTES = ".gitattributes"
+"""The only file of a repository that was just made."""
 
 
 class Changes(NamedTuple):
@@ -51,7 +55,8 @@ class Shipment:
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
         # CommitOperationAdd hashes: an upload of gigabytes begins with seconds of reading.
         self.additions = [
-            CommitOperationAdd(path.relative_to(self.folder).as_posix(), _Counted(path))
+            # The client takes any BufferedIOBase, and says BinaryIO.
+            CommitOperationAdd(path.relative_to(self.folder).as_posix(), _Counted(path))  # type: ignore[arg-type]
             for path in files
         ]
 
@@ -119,7 +124,7 @@ class Shipment:
         It may land and its answer be lost; then a second try would be refused for its parent. So
         after each failure the repository is asked before the commit is sent again or given up.
         """
-        waits = iter(client.WAITS)
+        patience = client.Patience()
         while True:
             try:
                 return self.repository.api.create_commit(
@@ -129,7 +134,7 @@ class Shipment:
                     parent_commit=parent,
                 ).oid
             except client.failures() as failure:
-                wait = next(waits, None) if client.is_transient(failure) else None
+                wait = patience.wait_after(failure)
                 head = self._head_if_equal(failure)
                 if head is not None:
                     return head
@@ -149,19 +154,43 @@ class Shipment:
             ) from failure
 
 
-class _Counted(io.BufferedReader):
-    """A file that says how far it was read."""
+class _Counted(io.BufferedIOBase):
+    """A file that says how far it was read, and is open only on the way from start to end: a
+    repository may have more files than a process may open."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
+        self.path = path
         self.reached = 0
         self.on_read: Callable[[], None] = lambda: None
+        self._file: BinaryIO | None = None
 
     def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        self.reached = self.tell()
+        if self._file is None:
+            self._file = self.path.open("rb")
+            self._file.seek(self.reached)
+        data = self._file.read(-1 if size is None else size)
+        self.reached += len(data)
+        if size is None or size < 0 or len(data) < size:
+            self._file.close()
+            self._file = None
         self.on_read()
         return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.reached}.get(whence, self.path.stat().st_size)
+        self.reached = start + offset
+        if self._file is not None:
+            self._file.seek(self.reached)
+        return self.reached
+
+    def tell(self) -> int:
+        return self.reached
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 def _is_same(addition: CommitOperationAdd, there: RemoteFile | None) -> bool:
@@ -181,11 +210,26 @@ def _git_oid(addition: CommitOperationAdd) -> str:
 
 
 def create(repository: Repository, private: bool) -> str:
-    """Make the repository; its head."""
+    """Make the repository; its head.
+
+    Raises:
+        GatedError: the Hub refused, or somebody else made it in the meantime.
+    """
     ask(
         "create",
         repository.id,
         # None leaves it to the organisation's default, which may be private.
         lambda: repository.api.create_repo(repository.id, private=private or None, exist_ok=True),
     )
-    return repository.head()
+    info = repository.info()
+    if info is None or info.sha is None or repository.files(info.sha).keys() - {GIT_ATTRIBUTES}:
+        raise GatedError(
+            f"Somebody else made {repository.id} in the meantime, so nothing was sent; run the "
+            "same command again."
+        )
+    if private and not info.private:
+        raise GatedError(
+            f"{repository.id} was made public in the meantime, so nothing was sent; make it "
+            "private in its settings on the Hub, and run the same command again."
+        )
+    return info.sha

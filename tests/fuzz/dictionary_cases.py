@@ -9,16 +9,19 @@ from random import Random
 from typing import Any
 
 import torch
-from mutations import Pairs, Raw, blindly, hostile_json, mutated_json, parsed, unparsed
+from hostile_tensors import mutated_tensors
+from mutations import blindly, mutated_json
 from sae_lens import SAE
 from safetensors.torch import load, save
 from sound_dictionaries import D_IN, D_SAE, SOUND
 
-from gated_plugin import GatedSAE, loading
+from gated_plugin import GatedSAE, loading, tensor_files
 from gated_plugin.dictionaries import CFG, WEIGHTS, Dictionary, read_rows
 
 HERE = Path()
-SAME_SIZE = {"F32": "I32", "F16": "BF16", "BF16": "F16", "F64": "I64"}
+UNDERSTOOD = ("none", "layer_norm", "constant_norm_rescale")
+"""Normalisations that need nothing but the activations."""
+tensor_files.BLOCK_BYTES = 40  # so that these tensors have several blocks
 
 
 def cfg(random: Random) -> None:
@@ -35,6 +38,7 @@ def cfg(random: Random) -> None:
     assert (said["d_in"], said["d_sae"]) == (D_IN, D_SAE)
     assert sae.cfg.apply_b_dec_to_input is said.get("apply_b_dec_to_input", True)
     assert sae.cfg.normalize_activations == (said.get("normalize_activations") or "none")
+    assert sae.cfg.normalize_activations in UNDERSTOOD
     assert str(sae.dtype) == f"torch.{said.get('dtype', 'float32').removeprefix('torch.')}"
     _require_same_as_saelens(sae)
     if sae.cfg.reshape_activations == "none":
@@ -44,12 +48,13 @@ def cfg(random: Random) -> None:
 def weights(random: Random) -> None:
     """A mutated safetensors file beside a sound cfg.json."""
     files = random.choice(SOUND)
-    data = _mutated_tensors(random, files.weights)
+    data = mutated_tensors(random, files.weights, random.choice(SOUND).weights)
     (HERE / CFG).write_text(files.cfg)
     (HERE / WEIGHTS).write_bytes(data)
-    sae = _loaded()
-    _require_stored(sae, data, sae.dtype)
+    sae = loading.load(HERE)
     assert all(tensor.isfinite().all() for tensor in sae.state_dict().values())
+    _require_stored(sae, data, sae.dtype)
+    _loaded()
     wanted = random.choice([torch.float32, torch.bfloat16])
     _require_stored(loading.load(HERE, dtype=wanted), data, wanted)
 
@@ -58,7 +63,7 @@ def siblings(random: Random) -> None:
     """A mutated safetensors file of activations."""
     path = HERE / "activations.safetensors"
     x = torch.randn(5, D_IN, generator=torch.Generator().manual_seed(random.randrange(100)))
-    data = _mutated_tensors(random, save({"activations": x}))
+    data = mutated_tensors(random, save({"activations": x}), SOUND[0].weights)
     path.write_bytes(data)
     found = read_rows(path, "activations", (None, D_IN), 64)
     assert found.isfinite().all()
@@ -114,55 +119,3 @@ def _require_true_features(sae: GatedSAE) -> None:
     if sae.dtype.itemsize >= 4:  # in a half type a gate may flip
         torch.testing.assert_close(sae.encode(x).double(), features, rtol=1e-4, atol=1e-4)
     assert features.shape == (3, D_SAE)
-
-
-def _mutated_tensors(random: Random, data: bytes) -> bytes:
-    length = int.from_bytes(data[:8], "little")
-    header, content = data[8 : 8 + length].decode(), data[8 + length :]
-    if random.random() < 0.6:
-        header = _mutated_header(random, header)
-    if random.random() < 0.3:
-        content = _mutated_content(random, content)
-    text = header.encode(errors="surrogatepass")
-    claimed = random.choice([len(text)] * 20 + [0, len(text) + 1, len(text) - 1, 1 << 40, 1 << 63])
-    data = max(claimed, 0).to_bytes(8, "little") + text + content
-    return blindly(random, data, random.choice(SOUND).weights) if random.random() < 0.3 else data
-
-
-def _mutated_header(random: Random, header: str) -> str:
-    if random.random() < 0.4:
-        return mutated_json(random, header)
-    tensors = parsed(header)
-    described = [about for name, about in tensors if name != "__metadata__"]
-    about = random.choice(described)
-    shape, offsets = (next(p for p in about if p[0] == k) for k in ("shape", "data_offsets"))
-    change = random.randrange(7)
-    if change == 0:
-        shape[1] = shape[1][::-1]
-    elif change == 1:
-        shape[1] = random.choice([[*shape[1], 1], [1, *shape[1]], [24], [], [0], [1 << 40] * 9])
-    elif change == 2:
-        offsets[1] = [n + random.choice([-8, -4, -1, 1, 4, 8, 1 << 40]) for n in offsets[1]]
-    elif change == 3:
-        about[0][1] = SAME_SIZE.get(about[0][1], Raw("F8_E5M2"))
-    elif change == 4:
-        one, two = (
-            random.sample([pair for pair in tensors if pair[0] != "__metadata__"], k=2)
-            if (len(described) > 1)
-            else (tensors[-1], tensors[-1])
-        )
-        one[0], two[0] = two[0], one[0]
-    elif change == 5:
-        tensors.append([random.choice(["x", "scaling_factor"]), Pairs(about)])
-    else:
-        tensors.insert(0, ["__metadata__", hostile_json(random)])
-    text = unparsed(tensors)
-    return text + " " * random.choice([0, 0, 1, 8, 1 << 20])
-
-
-def _mutated_content(random: Random, content: bytes) -> bytes:
-    """Numbers that are none, or other ones; sometimes not as many."""
-    patterns = [b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\xff\xff\x7f\x7f", b"\0\0\0\x80", b"\x01\0\0\0"]
-    place = random.randrange(len(content) // 4) * 4
-    changed = content[:place] + random.choice(patterns) + content[place + 4 :]
-    return random.choice([changed, changed, changed + b"\0" * 4, changed[:-4], b""])

@@ -8,9 +8,10 @@ from random import Random
 
 from mutations import LONG, NUMBERS, WORDS
 
-VALUES = ["", "~", "yes", "no", "on", "y", "NULL", ".nan", "-.inf", ".NaN", "0100", "010_000", "0o17",
-    "0x1F", "0b11", "1:30", "1:59:59", "1:30.5", "1_000", "1__0", "1e-3", "1.0e+3", "1e3", "+.5",
-    "2020-13-45", "2020-01-01", "2001-12-14t21:59:43.10-25:00", "=", "<<", "!!int 3.5", "!!int x",
+MISREAD = ["0100", "010_000", "0200", "1:30", "1:59:59", "2:00.5", "0x1F", "0b11", "1_000", "1e3"]
+"""Numbers that YAML 1.1 may take for others than a person does."""
+VALUES = ["", "~", "yes", "no", "on", "y", "NULL", ".nan", "-.inf", ".NaN", "0o17", "1__0", "1e-3",
+    "1.0e+3", "+.5", "2020-13-45", "2020-01-01", "2001-12-14t21:59:43.10-25:00", "=", "<<", "!!int 3.5", "!!int x",
     "!!float x", "!!bool maybe", "!!null x", "!!str 1", "!!binary ####", "!!binary aGk=", "!!set {a}",
     "!!omap [a: 1]", "!!pairs [a: 1]", "!!timestamp x", "!unknown x", "! x", "!<tag:x> y", "*missing",
     "&a [*a]", "&b {x: *b}", "{<<: 1}", "{<<: [1]}", "{[a]: 1}", "{{a: 1}: 1}", "{a: 1, a: 2}", "@x",
@@ -40,7 +41,7 @@ def mutated_yaml(random: Random, text: str) -> str:
 
 
 def _value(random: Random) -> str:
-    return random.choice(random.choices([VALUES, NUMBERS, WORDS], [6, 2, 1])[0])
+    return random.choice(random.choices([VALUES, MISREAD, NUMBERS, WORDS], [6, 2, 2, 1])[0])
 
 
 def _replace(random: Random, lines: list[str], place: int) -> list[str]:

@@ -168,14 +168,16 @@ def _tagged(text: str) -> None:
 
 def certified(random: Random) -> None:
     """A mutated certificate beside the files that it certifies."""
-    (Path("cfg.json")).write_text("{}")
-    (Path("sae_weights.safetensors")).write_bytes(b"weights")
+    Path("cfg.json").write_text("{}")
+    Path("sae_weights.safetensors").write_bytes(b"weights")
     compared = {"rows": 64, "float64": {"features": 1e-9, "reconstructions": 2e-9}}
     certificate.write(Path(), "l0_7", {**compared, "float32": compared["float64"]})
     path = Path(certificate.FILENAME)
     sound = path.read_text()
     data = mutated_json(random, sound).encode(errors="surrogatepass")
     path.write_bytes(blindly(random, data, sound.encode()) if random.random() < 0.3 else data)
+    if random.random() < 0.2:
+        Path(random.choice(["cfg.json", "\n\x1b[2J", "x" * 250])).write_text("[]")
     content = certificate.read(Path())
     certificate.require_files(Path(), content)
     said = json.loads(path.read_bytes())["files"]

@@ -23,7 +23,7 @@ NUMBERS = ["0", "-0", "-1", "1", "1.0", "0.5", "1e400", "-1e400", "1e-400", "NaN
     "-Infinity", "2147483648", "9223372036854775807", "9223372036854775808", "1" + "0" * 400,
     "9" * 5000, "1e999999999", "0x10", "01", "1_000", "+1", ".5", "1,5", "0.1e1", "3.0"]  # fmt: skip
 WORDS = ["true", "false", "null", '""', '"true"', '"0"', '"1"', '"none"', '"NaN"', '"float64"',
-    '"gated"', '"standard"', '"hook_z"', '"layer_norm"', '"../../etc/passwd"', '"/etc/passwd"',
+    '"gated"', '"standard"', '"expected_average_only_in"', '"hook_z"', '"layer_norm"', '"../../etc/passwd"', '"/etc/passwd"',
     '"C:\\\\x"', '"a\\u0000b"', '"\\ud800"', '"\\u202e\\u2028\\n\\r\\t\\u001b[2J"', '"😀é\u0130ß"',
     '"{{ 7*7 }}{% raw %}"', '"| a | b |\\n---\\n# x <script>`"', '"__class__"', '"self"']  # fmt: skip
 SHAPES = ["[]", "{}", "[[]]", "[null]", "[0]", "[-1]", "[true]", "[1.0]", '["1"]', "[1e400]",
@@ -97,16 +97,9 @@ def _nudge(random: Random, holder: Any, index: int) -> None:
     value = _value(holder, index)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return _replace(random, holder, index)
-    changed = [
-        value + 1,
-        value - 1,
-        -value,
-        value * 2,
-        str(value),
-        float(value),
-        [value],
-        value / 3,
-    ]
+    nowhere = [Raw("1e400"), Raw("-1e400"), Raw("NaN")]
+    other = [value + 1, value - 1, -value, value * 2, value / 3]
+    changed = [*other, *nowhere, str(value), float(value), [value]]
     _set(holder, index, random.choice(changed))
 
 
@@ -130,7 +123,15 @@ def _exchange(random: Random, holder: Any, index: int) -> None:
 def _rename(random: Random, holder: Any, index: int) -> None:
     if isinstance(holder, Pairs):
         name = str(holder[index][0])
-        names = [name[:-1], name + "_", name.upper(), "", "metadata", Raw(random.choice(WORDS[3:]))]
+        names = [
+            name[:-1],
+            name + "_",
+            name.upper(),
+            "",
+            "metadata",
+            "to_dict",
+            Raw(random.choice(WORDS[3:])),
+        ]
         holder[index] = [random.choice(names), holder[index][1]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from random import Random
 from threading import Timer
@@ -73,7 +72,7 @@ def client_killed(world: World, case: Case) -> Ended:
     arrives = case.random.random() < 0.5
 
     def kill() -> None:
-        client.signal(signal.SIGKILL)
+        client.process.kill()
         if not arrives:
             raise ConnectionAbortedError
 
@@ -81,7 +80,7 @@ def client_killed(world: World, case: Case) -> Ended:
         world.proxy.fail(**case.step.place, meanwhile=kill)
     else:
         client.process.join(case.random.uniform(0, 0.6))
-        client.signal(signal.SIGKILL)
+        client.process.kill()
     return client.wait()
 
 

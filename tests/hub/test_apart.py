@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +39,22 @@ def killed(report: Report) -> None:
     os.kill(os.getpid(), 9)
 
 
+def noisy(report: Report) -> str:
+    sys.stderr.write("a warning\n" * 100_000)
+    os.write(1, b"a library in C\n")
+    return "said"
+
+
+def out_of_space(report: Report) -> None:
+    raise OSError(28, "No space left on device", "/tmp/weights")
+
+
+def children(report: Report) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    report(str(child.pid))
+    child.wait()
+
+
 def length(report: Report, text: str) -> int:
     return len(text)
 
@@ -56,6 +74,35 @@ def test_arguments_may_be_longer_than_a_command_line():
 def test_an_error_for_people_comes_through_as_it_is():
     with pytest.raises(GatedError, match=r"^This cannot be; do that\.$"):
         apart(refused, print)
+
+
+def test_whatever_libraries_print_the_answer_arrives():
+    assert apart(noisy, print) == "said"
+
+
+def test_a_full_disk_is_named():
+    with pytest.raises(GatedError, match=r"^No space left on device \(/tmp/weights\)"):
+        apart(out_of_space, print)
+
+
+def test_modules_in_the_users_folder_do_not_stand_in_for_ours(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise ImportError('not this one')")
+    (tmp_path / "gated_plugin.py").write_text("raise ImportError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert apart(length, print, "abc") == 3
+
+
+def test_an_interrupt_ends_what_the_process_has_started():
+    started: list[int] = []
+
+    def interrupt(pid: str) -> None:
+        started.append(int(pid))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apart(children, interrupt)
+    status = Path(f"/proc/{started[0]}/status")
+    assert not status.exists() or "zombie" in status.read_text()
 
 
 @pytest.mark.parametrize(("function", "cause"), [(broken, "by nought"), (killed, "signal 9")])

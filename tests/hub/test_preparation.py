@@ -15,6 +15,7 @@ from gated_plugin.hub import certificate, notes, preparation
 from gated_plugin.runs import Run
 
 ID = "mlp_post/layer_0/width_64/l0_12"
+PLOT = "plots/training.png"
 NONE = dict.fromkeys(
     ("features", "reconstructions", "features_relative", "reconstructions_relative"), 0.0
 )
@@ -30,7 +31,8 @@ def trusting(monkeypatch):
 
 def prepare(run: Run, *more: Run, before=None, card=None) -> dict:
     runs = [str(each.path) for each in (run, *more)]
-    remote = [f"{each['id']}/plots/training.png" for each in (before or {"saes": []})["saes"]]
+    saes = before["saes"] if before else []
+    remote = [f"{each['id']}/{name}" for each in saes for name in ("cfg.json", PLOT)]
     return preparation.prepare(lambda line: None, runs, "alice/books", before, card, remote)
 
 
@@ -162,6 +164,40 @@ def test_what_a_person_wrote_into_the_card_stays(run):
     edited = f"{card[:after]}\n\nFeature 7 is a bridge.\n{card[after:]}"
     prepare(run, card=edited)
     assert "Feature 7 is a bridge." in (run.publication / "README.md").read_text()
+
+
+def test_an_sae_that_was_deleted_on_the_hub_is_forgotten(run, another):
+    prepare(another)
+    before = index_of(another)
+    preparation.prepare(lambda line: None, [str(run.path)], "alice/books", before, None, [])
+    assert [entry["l0"] for entry in entries(run)] == [12.34]
+
+
+def test_what_was_written_into_the_card_of_a_dry_run_is_published(run):
+    prepare(run)
+    card = run.publication / "README.md"
+    card.write_text(card.read_text().replace(notes.BEGIN, f"{notes.BEGIN}\n\nMine."))
+    prepare(run)
+    assert "Mine." in card.read_text()
+
+
+def test_runs_that_differ_in_a_setting_that_no_card_shows_are_two_saes(run, another, edit):
+    another.recipe.write_text(RECIPE.replace("lr: 0.003", "lr: 0.003\nlr_decay_steps: 10"))
+    edit(another.evaluation, l0=12.34)
+    assert prepare(run, another)["sae_ids"] == [ID, f"{ID}.3"]
+    prepare(run)
+    assert prepare(another, before=index_of(run))["sae_ids"] == [f"{ID}.3"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("id", ["x"]), ("model", None), ("weights", "x"), ("width", "wide")]
+)
+def test_an_index_that_somebody_spoiled_is_refused(run, key, value):
+    prepare(run)
+    before = index_of(run)
+    before["saes"][0][key] = value
+    with pytest.raises(GatedError, match="no index of dictionaries"):
+        preparation.prepare(lambda line: None, [str(run.path)], "alice/books", before, None, [])
 
 
 def test_saes_of_two_language_models_do_not_share_a_repository(run):

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -154,7 +155,10 @@ def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(run, hub, trusting)
 
 def test_without_a_name_the_repository_is_ones_own_of_the_runs_name(run, hub, trusting):
     assert publish([run]).repo_id == "alice/mine"
+    shutil.copytree(run.path, run.path.with_name("other"))
     with pytest.raises(GatedError, match="--repo"):
+        publish([run, Run(run.path.with_name("other"))])
+    with pytest.raises(GatedError, match="named twice"):
         publish([run, run])
 
 
@@ -203,8 +207,33 @@ def test_a_commit_of_somebody_else_meanwhile_is_not_overwritten(run, hub, trusti
     assert Path(card).read_text() == "mine"
 
 
+def test_a_repository_that_somebody_else_makes_meanwhile_is_not_overwritten(run, hub, trusting):
+    def interfere(line: str) -> None:
+        if line.startswith("Plain SAELens"):
+            api(hub).create_repo(REPO)
+            other = CommitOperationAdd("config.json", b"{}")
+            api(hub).create_commit(REPO, [other], commit_message="other")
+
+    with pytest.raises(GatedError, match="Somebody else made alice/books"):
+        publish([run], REPO, report=interfere)
+    assert commits(hub) == 1
+
+
+def test_more_files_than_a_process_may_open_are_sent(run, hub, trusting):
+    for number in range(60):
+        (run.plots / f"{number}.png").write_bytes(b"%d" % number)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, limits[1]))
+    try:
+        assert len(publish([run], REPO).sent) > 60
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_a_file_that_differs_on_the_hub_is_reported(run, hub, trusting):
     wrong = {"type": "file", "path": "README.md", "oid": "0" * 40, "size": 1}
+    empty = {"path": ".gitattributes", **{key: wrong[key] for key in ("type", "oid", "size")}}
+    hub.fail("GET", "/tree/", status=200, body=json.dumps([empty]).encode())
     hub.fail("GET", "/tree/", status=200, body=json.dumps([wrong]).encode())
     with pytest.raises(GatedError, match=r"After the push .*README\.md.* differ"):
         publish([run], REPO)
