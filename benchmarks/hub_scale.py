@@ -93,7 +93,9 @@ class Watch:
     """The peak memory of a process and of each of its descendants, by what they run."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process, self.peaks = process, {}  # type: ignore[var-annotated]  # MB by role
+        self.process = process
+        self.peaks: dict[str, int] = {}
+        """MB by role."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

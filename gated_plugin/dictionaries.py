@@ -130,8 +130,13 @@ def read_rows(path: Path, name: str, shape: tuple[int | None, ...], rows: int) -
 
 def require_finite(tensor: Tensor, name: str, path: Path) -> None:
     """Raise `GatedError` where `tensor` holds NaN or infinity."""
-    if not tensor.isfinite().all():
+    if not is_finite(tensor):
         _refuse(path, f"{name} holds NaN or infinity")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether `tensor` holds neither NaN nor infinity, without memory of its size."""
+    return not tensor.numel() or all(bound.isfinite() for bound in tensor.aminmax())
 
 
 def _without_unit_scaling(weights: TensorFile, d_sae: int) -> TensorFile:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from gated_plugin.architecture import GatedSAE
-from gated_plugin.dictionaries import CFG, GATE_VECTORS, TYPES, Dictionary, require_finite
+from gated_plugin.dictionaries import (
+    CFG,
+    GATE_VECTORS,
+    TYPES,
+    Dictionary,
+    is_finite,
+    require_finite,
+)
 from gated_plugin.errors import GatedError
 from gated_plugin.runs import Run
 
@@ -138,7 +145,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _cast(block: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     cast = block.to(dtype)
-    if cast.dtype != block.dtype and not cast.isfinite().all():
+    if cast.dtype != block.dtype and not is_finite(cast):
         raise GatedError(f"{name} holds values above the largest of {dtype}; give a wider dtype.")
     return cast
 

@@ -56,12 +56,12 @@ def table(
 
 def text(content: str) -> None:
     """Print a text that is an answer by itself, such as a card."""
-    print(content, end="" if content.endswith("\n") else "\n")
+    print(_printable(content), end="" if content.endswith("\n") else "\n")
 
 
 def error(sentence: str) -> None:
     """Print what went wrong and what to do next on standard error."""
-    print(f"Error: {sentence}", file=sys.stderr)
+    print(f"Error: {_printable(sentence)}", file=sys.stderr)
 
 
 def _readable(value: Any) -> str:
@@ -72,5 +72,12 @@ def _readable(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "-"
-    return str(value)
+        return _printable(", ".join(map(str, value))) or "-"
+    return _printable(str(value))
+
+
+def _printable(content: str) -> str:
+    """Without the control characters by which a stranger's text could rule a terminal."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in content
+    )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-BLOCK = 1 << 20
+BLOCK = 1 << 19
 """Numbers of W_enc that are computed with at a time: in float64 a whole dictionary would take
 twice its bytes, and SAELens scales a copy of W_enc on every call."""
 

@@ -152,3 +152,15 @@ def test_debug_shows_the_traceback(start: Callable[..., Command]) -> None:
     assert ended.code == 1
     assert "Traceback" in ended.stderr
     assert "GatedError: There is no recipe 'quikstart'" in ended.stderr
+
+
+def test_a_strangers_text_does_not_rule_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from gated_plugin.cli import output
+
+    hostile = "gpt2\x1b[2J\x1b]0;title\x07"
+    output.answer(output.Output.human, {"model": hostile, "tags": [hostile]})
+    output.table(output.Output.human, "saes", [{"id": hostile}], {"id": "id"})
+    output.text(f"# {hostile}\n")
+    output.error(hostile)
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err and "gpt2" in said.out + said.err
