@@ -30,7 +30,8 @@ def main() -> None:
         if debug:
             raise
         output.error(
-            f"{error.strerror or error} ({error.filename or 'no file'}); --debug says more."
+            f"{error.strerror or error} ({error.filename or 'no file'}); mend that and run the same "
+            "command again, with `gated-hub --debug` to see more."
         )
         sys.exit(EXIT_ERROR)
 

@@ -9,7 +9,7 @@ models--org--name/
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +47,12 @@ class Cache:
     def has(self, file: RemoteFile) -> bool:
         """Whether a file of the commit is here."""
         return self._holds(self.folder / file.path, file)
+
+    def opened(
+        self, files: Sequence[RemoteFile], missing: Sequence[RemoteFile]
+    ) -> list[RemoteFile]:
+        """Each commit has a folder of its own, with cfg.json as the last to come."""
+        return list(missing)
 
     def add(
         self, repository: Repository, file: RemoteFile, progress: Callable[[int], None]

@@ -23,7 +23,7 @@ from gated_plugin.hub.failures import (
     wait_asked,
     wait_asked_by,
 )
-from gated_plugin.hub.redaction import hide
+from gated_plugin.hub.redaction import hide, redacted
 
 if TYPE_CHECKING:
     import httpx2
@@ -125,16 +125,16 @@ def ask(
         except failures() as failure:
             wait = None if isinstance(failure, final) else patience.wait_after(failure)
             if wait is None:
-                raise explained(failure, action, repo_id) from failure
+                raise explained(failure, action, repo_id) from redacted(failure)
         time.sleep(wait)
 
 
 def ask_once(action: str, repo_id: str, call: Callable[[], Answer]) -> Answer:
-    """As `ask`, for calls that huggingface_hub tries again by itself: uploads and file trees."""
-    try:
-        return call()
-    except failures() as failure:
-        raise explained(failure, action, repo_id) from failure
+    """As `ask`, for calls that huggingface_hub tries again by itself, such as uploads: all but what
+    it cannot read, for an answer that was cut is no failure to it."""
+    import httpx2
+
+    return ask(action, repo_id, call, final=(httpx2.HTTPError, OSError, RuntimeError))
 
 
 def _token(given: str | None, anonymous_ok: bool) -> str | None:

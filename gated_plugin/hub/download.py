@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import gated_plugin
 from gated_plugin.errors import GatedError
 from gated_plugin.hub import client
+from gated_plugin.hub.redaction import redacted
 from gated_plugin.progress import byte_size
 from gated_plugin.tensor_files import LARGEST_HEADER, LENGTH_BYTES
 
@@ -184,7 +185,8 @@ def _fill(
             wait = patience.wait_after(failure)
             if wait is None:
                 action = f"download {incomplete.file.path} from"
-                raise client.explained(failure, action, repository.id) from failure
+                sentence = client.explained(failure, action, repository.id)
+                raise sentence from redacted(failure)
         time.sleep(wait)
 
 

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from gated_plugin.errors import GatedError
 from gated_plugin.hub import client, naming
 from gated_plugin.hub.cache import Cache, remembered
-from gated_plugin.hub.contents import chosen_ids, files_of
+from gated_plugin.hub.contents import CFG, chosen_ids, files_of
 from gated_plugin.hub.download import download, is_here
 from gated_plugin.hub.failures import unreachable
 from gated_plugin.hub.repository import COMMIT, Repository
@@ -32,6 +32,11 @@ class Store(Protocol):
 
     def has(self, file: RemoteFile) -> bool: ...
 
+    def opened(
+        self, files: Sequence[RemoteFile], missing: Sequence[RemoteFile]
+    ) -> list[RemoteFile]:
+        """Those of `files` to fetch, so that no SAE can be taken for complete before it is."""
+
     def add(
         self, repository: Repository, file: RemoteFile, progress: Callable[[int], None]
     ) -> None: ...
@@ -48,6 +53,21 @@ class Folder:
         """Whether it holds the file's content, by its hash."""
         return is_here(self.folder / file.path, file)
 
+    def opened(
+        self, files: Sequence[RemoteFile], missing: Sequence[RemoteFile]
+    ) -> list[RemoteFile]:
+        """An SAE that lacks a file, or has one of another commit, loses its cfg.json first and gets
+        it last."""
+        changing = [
+            file
+            for file in files
+            if PurePosixPath(file.path).name == CFG
+            and any(PurePosixPath(other.path).is_relative_to(_home(file)) for other in missing)
+        ]
+        for cfg in changing:
+            (self.folder / cfg.path).unlink(missing_ok=True)
+        return [file for file in files if file in missing or file in changing]
+
     def add(
         self, repository: Repository, file: RemoteFile, progress: Callable[[int], None]
     ) -> None:
@@ -63,7 +83,7 @@ def fetch(
     Raises:
         GatedError: one did not come, or is a safetensors file that cannot be sound.
     """
-    missing = [file for file in files if not store.has(file)]
+    missing = store.opened(files, [file for file in files if not store.has(file)])
     total = sum(file.size for file in files)
     done = total - sum(file.size for file in missing)
     if missing:
@@ -75,6 +95,11 @@ def fetch(
         if file.path.endswith(".safetensors"):
             check_header(store.folder / file.path)
     return sum(file.size for file in missing)
+
+
+def _home(cfg: RemoteFile) -> PurePosixPath:
+    """The folder of an SAE."""
+    return PurePosixPath(cfg.path).parent
 
 
 def _show(bar: Progress, before: int, here: int) -> None:

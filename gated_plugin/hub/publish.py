@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import client, naming, preparation
+from gated_plugin.hub import client, index, naming, preparation
 from gated_plugin.hub.apart import apart
-from gated_plugin.hub.repository import Repository
+from gated_plugin.hub.repository import CARD, Repository
 from gated_plugin.hub.sending import Changes, Shipment, create
 from gated_plugin.runs import Run
 
@@ -107,14 +107,17 @@ def _prepared(
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     head = before.sha if before else None
+    files = sorted(repository.files(head)) if head else []
+    listed = repository.index(head) if head else None
+    card = repository.card(head) if head else None
+    if (listed is None) == (index.FILENAME in files) or (card is None) == (CARD in files):
+        raise GatedError(
+            f"{repository.api.endpoint} does not agree with itself on what {repository.id} holds; "
+            "run the same command again."
+        )
+    paths = [str(run.path) for run in runs]
     made: dict[str, Any] = apart(
-        preparation.prepare,
-        report,
-        [str(run.path) for run in runs],
-        repository.id,
-        repository.index(head) if head else None,
-        repository.card(head) if head else None,
-        sorted(repository.files(head)) if head else [],
+        preparation.prepare, report, paths, repository.id, listed, card, files
     )
     return made
 

@@ -38,6 +38,17 @@ def hidden(text: str) -> str:
     return re.sub(r"\?\S+", "?…", text)
 
 
+def redacted(failure: BaseException) -> BaseException:
+    """`failure`, with nothing secret in it or in what caused it: `--debug` shows them all."""
+    seen: list[BaseException] = []
+    link: BaseException | None = failure
+    while link is not None and link not in seen:
+        seen.append(link)
+        link.args = tuple(hidden(each) if isinstance(each, str) else each for each in link.args)
+        link = link.__cause__ or link.__context__
+    return failure
+
+
 def _redacted(record: logging.LogRecord) -> bool:
     record.msg, record.args = hidden(record.getMessage()), ()
     return True

@@ -124,9 +124,15 @@ class Repository:
             self.id,
             lambda: self.api.get_paths_info(self.id, [path], revision=sha),
         )
-        file = next((file for file in self._files_among(entries) if file.path == path), None)
-        if file is None:
+        found = list(self._files_among(entries))
+        if any(file.path != path for file in found):
+            raise GatedError(
+                f"{self.api.endpoint} was asked for {path} of {self.id} and told of "
+                f"{found[0].path!r}; run the same command again."
+            )
+        if not found:
             return None
+        (file,) = found
         if file.size > LARGEST_TEXT:
             raise GatedError(
                 f"{path} of {self.id} has {file.size:,} bytes, far more than such a file needs; "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from gated_plugin.errors import GatedError
 from gated_plugin.hub import client
 from gated_plugin.hub.client import ask, ask_once
+from gated_plugin.hub.redaction import redacted
 from gated_plugin.hub.repository import RemoteFile, Repository
 from gated_plugin.progress import Progress
 
@@ -139,7 +140,8 @@ class Shipment:
                 if head is not None:
                     return head
                 if wait is None:
-                    raise client.explained(failure, "commit to", self.repository.id) from failure
+                    sentence = client.explained(failure, "commit to", self.repository.id)
+                    raise sentence from redacted(failure)
             time.sleep(wait)
 
     def _head_if_equal(self, failure: Exception) -> str | None:
@@ -151,7 +153,7 @@ class Shipment:
             raise GatedError(
                 f"The push to {self.repository.id} broke off and the Hub cannot be asked whether "
                 "it arrived; run the same command again: it sends only what is missing."
-            ) from failure
+            ) from redacted(failure)
 
 
 class _Counted(io.BufferedIOBase):

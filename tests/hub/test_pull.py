@@ -73,6 +73,19 @@ def test_without_a_folder_it_comes_into_the_cache_of_the_client(hub, monkeypatch
     assert cached_folder(REPO, SAE) == pulled.folder / SAE
 
 
+def test_an_sae_of_two_commits_is_never_taken_for_a_whole_one(hub, out):
+    publish(hub, repository())
+    pull(REPO, out=out)
+    publish(hub, {WEIGHTS: tensors(900)})
+    hub.fail("GET", "/sae_weights", status=404, times=100)
+    with pytest.raises(GatedError):
+        pull(REPO, out=out)
+    assert not (out / SAE / "cfg.json").exists()
+    hub.heal()
+    pull(REPO, out=out)
+    assert (out / SAE / "cfg.json").exists()
+
+
 def test_what_is_here_stays_and_what_differs_is_replaced(hub, out):
     content = repository()
     publish(hub, content)
@@ -83,8 +96,9 @@ def test_what_is_here_stays_and_what_differs_is_replaced(hub, out):
     (out / SAE / "notes.txt").write_text("mine")
     hub.requests.clear()
     pulled = pull(REPO, out=out)
-    assert pulled.bytes == len(content[WEIGHTS])
-    assert [path.rpartition("/")[2] for path in gets(hub)] == ["sae_weights.safetensors"]
+    assert pulled.bytes == len(content[WEIGHTS]) + len(content[f"{SAE}/cfg.json"])
+    fetched = [path.rpartition("/")[2] for path in gets(hub)]
+    assert fetched == ["sae_weights.safetensors", "cfg.json"]
     assert below(out) == {**content, f"{SAE}/notes.txt": b"mine"}
 
 
