@@ -14,8 +14,9 @@ BEGIN = (
 )
 END = "<!-- gated-hub:end-of-notes -->"
 
-_BEGIN = re.compile(r"<!--\s*gated-hub:notes\b.*?-->", re.S)
-_END = re.compile(r"<!--\s*gated-hub:end-of-notes\b.*?-->", re.S)
+# Of limited length: a card with many marks that never end takes no longer than another.
+_BEGIN = re.compile(r"<!--\s{0,20}gated-hub:notes\b[^>]{0,500}-->")
+_END = re.compile(r"<!--\s{0,20}gated-hub:end-of-notes\b[^>]{0,500}-->")
 _MARKS = "`<!-- gated-hub:notes -->` and `<!-- gated-hub:end-of-notes -->`"
 
 

@@ -76,8 +76,8 @@ def test_without_a_folder_it_comes_into_the_cache_of_the_client(hub, monkeypatch
 def test_an_sae_of_two_commits_is_never_taken_for_a_whole_one(hub, out):
     publish(hub, repository())
     pull(REPO, out=out)
-    publish(hub, {WEIGHTS: tensors(900)})
-    hub.fail("GET", "/sae_weights", status=404, times=100)
+    publish(hub, {f"{SAE}/more.txt": b"new"})
+    hub.fail("GET", r"/more\.txt", status=404, times=100)
     with pytest.raises(GatedError):
         pull(REPO, out=out)
     assert not (out / SAE / "cfg.json").exists()

@@ -6,18 +6,9 @@ import json
 import re
 from typing import Any
 
-import yaml
+from gated_plugin.strict_yaml import strict_yaml
 
 BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.S | re.M)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them can stand for more than a memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias (*) is not accepted here")
-        return super().compose_node(parent, index)
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -28,9 +19,9 @@ def front_matter(card: str) -> dict[str, Any]:
     """
     block = BLOCK.match(card)
     try:
-        data = yaml.load(block[1], _Loader) if block else None
+        data = strict_yaml(block[1]) if block else None
         data = json.loads(json.dumps(data, default=str, skipkeys=True))
-    except (yaml.YAMLError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"The metadata is not valid YAML: {error}") from error
     if data is None:
         return {}

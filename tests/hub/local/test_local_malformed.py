@@ -142,10 +142,15 @@ def test_text_that_is_not_unicode_is_refused_in_a_commit(hub, repo):
     assert raw_commit(hub, {"key": "file", "value": {"path": "a", "content": "\ud800"}}) == 400
 
 
+LAUGHS = "a0: &a0 [x]\n" + "".join(
+    f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9)
+)
+
+
 @pytest.mark.parametrize(
     "card",
     [
-        "a: &a [1]\nb: *a",
+        pytest.param(LAUGHS, id="a billion values in nine lines"),
         "a: &a [*a]",
         "[" * 1000,
         "a: 2020-99-99",
