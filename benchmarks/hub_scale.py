@@ -129,7 +129,7 @@ def _look_at(pid: int) -> tuple[str, int]:
 
 
 def step(name: str, *command: str) -> dict[str, Any]:
-    """Run a command; its seconds and peak memory by role, in MB."""
+    """Run a command; its seconds, peak memory by role in MB, and the last line that it printed."""
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     watch = Watch(process)
@@ -169,11 +169,18 @@ def measure(run: Run, out: str) -> dict[str, Any]:
     hub = (sys.executable, "-c", "from gated_plugin.cli import main; main()")
     push = (*hub, "push", str(run.path), "--repo", REPOSITORY, "--json")
     found = {"push": step("push", *push)}
-    sae_id = json.loads(found["push"]["answer"])["sae_ids"][0]
+    (sae_id,) = json.loads(found["push"].pop("answer"))["sae_ids"]
     found["push again"] = step("push again", *push)
     found["pull"] = step("pull", *hub, "pull", REPOSITORY, "--out", out, "--json")
     found["verify"] = step("verify", *hub, "verify", REPOSITORY, "--json")
-    found["load"] = step("load", sys.executable, "-c", LOAD, REPOSITORY, sae_id)
+    for name in ("push again", "pull", "verify"):
+        del found[name]["answer"]
+    load = step("load", sys.executable, "-c", LOAD, REPOSITORY, sae_id)
+    imports, loaded = map(int, load.pop("answer").split())
+    print(
+        f"{'':>12}  {imports} MB after the imports, at most {loaded} MB while loading", flush=True
+    )
+    found["load"] = {**load, "imports_mb": imports, "loading_peak_mb": loaded}
     return found
 
 

@@ -109,11 +109,6 @@ class TensorFile:
         for start in range(0, length, rows):
             yield start, self.read(name, start, min(start + rows, length))
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        """Copy a tensor into `out` of its shape; `out` may have other strides and another type."""
-        for start, block in self.blocks(name):
-            out[start : start + len(block)] = block
-
     def _fill(self, file: BinaryIO, rows: Tensor) -> None:
         import torch
 

@@ -109,18 +109,6 @@ def test_any_number_of_rows_without_bytes_is_no_block(path: Path) -> None:
     assert list(TensorFile.open(path).blocks("a")) == []
 
 
-@pytest.mark.parametrize("block_bytes", [1, 24, 1 << 24])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_reading_into_memory_of_other_strides_and_another_type(
-    path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, block_bytes: int
-) -> None:
-    monkeypatch.setattr(tensor_files, "BLOCK_BYTES", block_bytes)
-    save_file({"matrix": random_tensor((7, 3))}, path)
-    out = torch.full((3, 7), float("nan"), dtype=dtype).T
-    TensorFile.open(path).read_into("matrix", out)
-    assert torch.equal(out, random_tensor((7, 3)).to(dtype))
-
-
 def test_what_is_written_is_what_safetensors_writes(path: Path, tmp_path: Path) -> None:
     tensors = {
         "W_enc": random_tensor((3, 5), torch.bfloat16),

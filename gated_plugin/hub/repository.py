@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gated_plugin.errors import GatedError
 from gated_plugin.hub.client import ask, ask_once
 from gated_plugin.hub.download import download
-from gated_plugin.hub.index import FILENAME, Entry, entries_of
+from gated_plugin.hub.index import FILENAME
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -154,15 +154,6 @@ class Repository:
             return None if text is None else json.loads(text)
         except (ValueError, RecursionError):
             return text
-
-    def entries(self, sha: str) -> list[Entry]:
-        """The index of dictionaries at a commit; empty where there is no config.json.
-
-        Raises:
-            GatedError: there is one of something else.
-        """
-        content = self.index(sha)
-        return [] if content is None else entries_of(content, self.id)
 
     def _files_among(self, entries: Iterable[RepoFile | RepoFolder]) -> Iterator[RemoteFile]:
         from huggingface_hub.hf_api import RepoFile

@@ -29,6 +29,7 @@ from gated_plugin.hub import (
     parity,
     saelens_entry,
 )
+from gated_plugin.hub.index import entries_of
 from gated_plugin.hub.local import front_matter
 from gated_plugin.hub.repository import RemoteFile, Repository
 from gated_plugin.recipes import PublishPlan
@@ -73,7 +74,7 @@ def config(random: Random) -> None:
     if random.random() < 0.3:
         data = blindly(random, data, INDEX.encode())
     repository = Given(None, REPO, data.decode(errors="replace"))
-    refusals = [refusal(lambda: _require_right_card(repository.entries("")))]
+    refusals = [refusal(lambda: _require_right_card(entries_of(repository.index(""), REPO)))]
     refusals += [refusal(lambda use=use: use(repository)) for use in (_list, _entry, _parity)]
     refused = list(filter(None, refusals))
     assert all(is_sentence(str(error)) for error in refused), refused
@@ -117,12 +118,14 @@ def _list(repository: Given) -> None:
 
 def _entry(repository: Given) -> None:
     plan = licensing.plan_of(repository.index(""), REPO)
-    described = yaml.safe_load(saelens_entry.entry_yaml(REPO, repository.entries(""), plan))
+    described = yaml.safe_load(
+        saelens_entry.entry_yaml(REPO, entries_of(repository.index(""), REPO), plan)
+    )
     assert list(described) == ["alice-books"]
 
 
 def _parity(repository: Given) -> None:
-    rows = parity.parity(repository.entries(""), "gemma-7b")
+    rows = parity.parity(entries_of(repository.index(""), REPO), "gemma-7b")
     json.dumps(parity.records(rows), allow_nan=False)
     assert parity.table(rows)
 

@@ -9,6 +9,7 @@ from published import REPO, publish, repository
 
 from gated_plugin.errors import GatedError
 from gated_plugin.hub import client
+from gated_plugin.hub.index import entries_of
 from gated_plugin.hub.repository import Repository
 
 
@@ -41,14 +42,14 @@ def test_files_have_the_hash_of_their_content_and_a_text_is_read_whole(hub):
     assert [entry["id"] for entry in repo.index(sha)["saes"]]
 
 
-def test_entries_tell_no_index_from_one_of_something_else(hub):
+def test_no_index_is_told_from_one_of_something_else(hub):
     sha = publish(hub, {"README.md": b"#"})
     repo = Repository(client.connect(), REPO)
-    assert repo.entries(sha) == []
+    assert repo.index(sha) is None
     for foreign in (b'{"model_type": "gpt2"}', b"{", b"[" * 100_000):
         sha = publish(hub, {"config.json": foreign})
         with pytest.raises(GatedError, match=r"config\.json"):
-            repo.entries(sha)
+            entries_of(repo.index(sha), REPO)
 
 
 def test_a_text_far_too_large_is_not_fetched(hub, monkeypatch):
