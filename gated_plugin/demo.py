@@ -83,9 +83,7 @@ def _whole_job(out: Path, quiet: bool, report: Callable[[str], None]) -> dict[st
     evaluate(run, recipe, quiet=quiet)
     draw(run)
     report("3/4  Publishing to the local hub")
-    published = publish(
-        [run], REPOSITORY, quiet=quiet, report=lambda line: report(f"     {line}")
-    )
+    published = publish([run], REPOSITORY, quiet=quiet, report=lambda line: report(f"     {line}"))
     (sae_id,) = published.sae_ids
     report("4/4  Loading back with SAE.from_pretrained")
     from sae_lens import SAE

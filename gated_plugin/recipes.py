@@ -54,7 +54,7 @@ class PublishPlan:
 
     license: str | None = None
     """Licence of the dictionary, by its Hub identifier, such as `mit`; `other` needs the next two.
-    It must be stated before anything is published (`hub.licensing`)."""
+    It must be stated before anything is published (`hub.cards.licensing`)."""
     license_name: str | None = None
     """Name of a licence that the Hub has no identifier for, such as `my-license-1.0`."""
     license_link: str | None = None

@@ -56,7 +56,7 @@ def test_the_wheel_has_every_file_and_entry_point(wheel: Path) -> None:
         "gated_plugin/__init__.py",
         *(f"gated_plugin/{file.relative_to(ROOT)}" for file in ROOT.glob("hub_configs/*.yaml")),
         *(f"gated_plugin/{file.relative_to(ROOT)}" for file in ROOT.glob("cards/*.md")),
-        *(str(file.relative_to(ROOT)) for file in ROOT.glob("gated_plugin/hub/*.csv")),
+        *(str(file.relative_to(ROOT)) for file in ROOT.glob("gated_plugin/hub/cards/*.csv")),
         *(
             str(file.relative_to(ROOT))
             for file in ROOT.glob("gated_plugin/quickstart/data/**/*")

@@ -158,9 +158,9 @@ def verify(
 
     gated-hub verify me/gated-books
     """
-    from gated_plugin.hub import parity
+    from gated_plugin.hub.cards import parity
+    from gated_plugin.hub.cards.description import entries_of
     from gated_plugin.hub.checking import check
-    from gated_plugin.hub.description import entries_of
 
     silent = silenced(as_json, quiet)
     rows = parity.parity(entries_of(source, sae_id, revision), paper) if paper else []
@@ -193,7 +193,7 @@ def card(
     gated-hub card me/gated-books
     gated-hub card me/gated-books --saelens-entry
     """
-    from gated_plugin.hub.description import card_of, saelens_entry_of
+    from gated_plugin.hub.cards.description import card_of, saelens_entry_of
 
     content = (
         saelens_entry_of(source, revision) if saelens_entry else card_of(source, revision, out)

@@ -15,7 +15,7 @@ from typing import Any
 
 import gated_plugin
 from gated_plugin.errors import GatedError
-from gated_plugin.hub.licensing import kept_plan
+from gated_plugin.hub.cards.licensing import kept_plan
 from gated_plugin.hub.naming import without_machine_paths
 from gated_plugin.recipes import PublishPlan, Recipe
 from gated_plugin.runs import Run, read_json

@@ -8,8 +8,9 @@ from typing import Any
 
 from gated_plugin.dictionaries import CFG, WEIGHTS, Dictionary
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import card, certificate, client, index, naming, notes
-from gated_plugin.hub.licensing import plan_of, require_publishable
+from gated_plugin.hub import certificate, client, index, naming
+from gated_plugin.hub.cards import card, notes
+from gated_plugin.hub.cards.licensing import plan_of, require_publishable
 from gated_plugin.hub.repository import CARD, Repository
 from gated_plugin.hub.staging import stage
 from gated_plugin.hub.verification import verify_folders

@@ -19,16 +19,8 @@ from hostile_yaml import mutated_yaml
 from mutations import blindly, mutated_json
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import (
-    card,
-    catalogue,
-    certificate,
-    index,
-    licensing,
-    notes,
-    parity,
-    saelens_entry,
-)
+from gated_plugin.hub import catalogue, certificate, index
+from gated_plugin.hub.cards import card, licensing, notes, parity, saelens_entry
 from gated_plugin.hub.index import entries_of
 from gated_plugin.hub.local import front_matter
 from gated_plugin.hub.repository import RemoteFile, Repository

@@ -11,7 +11,8 @@ import pytest
 from miniature import RECIPE
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import certificate, notes, preparation
+from gated_plugin.hub import certificate, preparation
+from gated_plugin.hub.cards import notes
 from gated_plugin.runs import Run
 
 ID = "mlp_post/layer_0/width_64/l0_12"

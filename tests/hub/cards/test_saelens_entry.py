@@ -14,7 +14,7 @@ from sae_lens import SAE
 from sae_lens.loading import pretrained_saes_directory as directory
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub.saelens_entry import entry_yaml, release_name
+from gated_plugin.hub.cards.saelens_entry import entry_yaml, release_name
 from gated_plugin.recipes import PublishPlan
 from gated_plugin.runs import Run
 

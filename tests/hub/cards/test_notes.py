@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub.notes import BEGIN, END, Kept, kept, kept_section
+from gated_plugin.hub.cards.notes import BEGIN, END, Kept, kept, kept_section
 
 BILLION = "a0: &a0 [x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)

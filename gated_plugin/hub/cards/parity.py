@@ -7,9 +7,10 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import facts, naming, paper
+from gated_plugin.hub import naming
+from gated_plugin.hub.cards import facts, paper
+from gated_plugin.hub.cards.markdown import UNKNOWN
 from gated_plugin.hub.index import Entry
-from gated_plugin.hub.markdown import UNKNOWN
 
 NAMES = {
     "gemma-7b": {"gemma-7b", "google/gemma-7b"},

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub.facts import is_encodable, short
+from gated_plugin.hub.cards.facts import is_encodable, short
 from gated_plugin.recipe_keys import Keys
 from gated_plugin.recipes import PublishPlan, Recipe
 

@@ -12,9 +12,10 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import facts, naming
+from gated_plugin.hub import naming
+from gated_plugin.hub.cards import facts
+from gated_plugin.hub.cards.markdown import UNKNOWN, address, code
 from gated_plugin.hub.index import Entry
-from gated_plugin.hub.markdown import UNKNOWN, address, code
 
 FOLDED = ("expected_average_only_in", "covariance_whitening")
 """Normalisations that are in the weights of a published SAE."""

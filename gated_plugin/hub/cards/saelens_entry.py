@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import facts
-from gated_plugin.hub.card_tables import in_order
+from gated_plugin.hub.cards import facts
+from gated_plugin.hub.cards.tables import in_order
 from gated_plugin.hub.index import Entry
 from gated_plugin.recipes import PublishPlan
 

@@ -8,7 +8,7 @@ import pytest
 from entries import HOSTILE
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub.licensing import kept_plan, plan_of, require_publishable, require_valid
+from gated_plugin.hub.cards.licensing import kept_plan, plan_of, require_publishable, require_valid
 from gated_plugin.recipes import PublishPlan, Recipe
 
 OPEN = PublishPlan(license="mit", base_model="EleutherAI/pythia-70m")

@@ -9,8 +9,8 @@ import pytest
 from entries import entry
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import paper
-from gated_plugin.hub.parity import Figures, parity, records, table
+from gated_plugin.hub.cards import paper
+from gated_plugin.hub.cards.parity import Figures, parity, records, table
 
 MLP = {"hook": "blocks.20.hook_mlp_out", "id": "mlp", "l0": 39.9}
 

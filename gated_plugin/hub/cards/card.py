@@ -12,9 +12,10 @@ import yaml
 
 from gated_plugin.bundled import folder as bundled
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import card_tables, facts, markdown, naming, notes
+from gated_plugin.hub import naming
+from gated_plugin.hub.cards import facts, markdown, notes, tables
+from gated_plugin.hub.cards.licensing import is_repo_id, require_valid
 from gated_plugin.hub.index import Entry
-from gated_plugin.hub.licensing import is_repo_id, require_valid
 from gated_plugin.recipes import PublishPlan
 from gated_plugin.sources import EMBEDDED
 
@@ -63,7 +64,7 @@ def render(
         GatedError: the repository's name, the plan or an entry is malformed, or there is no entry.
     """
     naming.check_repo_id(repo_id)
-    ordered = card_tables.in_order(entries)
+    ordered = tables.in_order(entries)
     first, architectures = ordered[0], {facts.text(entry, "architecture") for entry in ordered}
     return _template().render(
         front_matter=front_matter(repo_id, ordered, publish, kept.metadata if kept else {}),
@@ -78,7 +79,7 @@ def render(
             "width": facts.count(first, "width"),
         },
         publish=publish,
-        tables=card_tables,
+        tables=tables,
         notes={"begin": notes.BEGIN, "end": notes.END, "text": kept.notes if kept else ""},
     )
 
@@ -153,7 +154,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # Markdown: what others wrote goes through hub/markdown.py
+        autoescape=False,  # Markdown: what others wrote goes through markdown.py
     )
     for name in ("code", "html", "plain", "literal"):
         environment.filters[name] = getattr(markdown, name)

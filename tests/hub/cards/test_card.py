@@ -19,8 +19,9 @@ from markdown_it.token import Token
 from miniature import FIGURES
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import card, client, index, notes
-from gated_plugin.hub.markdown import UNKNOWN
+from gated_plugin.hub import client, index
+from gated_plugin.hub.cards import card, notes
+from gated_plugin.hub.cards.markdown import UNKNOWN
 from gated_plugin.recipes import PublishPlan, Recipe
 from gated_plugin.runs import Run
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from gated_plugin.hub.markdown import UNKNOWN, address, code, html, literal, plain
+from gated_plugin.hub.cards.markdown import UNKNOWN, address, code, html, literal, plain
 
 # Without characters that HTML has no reference for: they are shown as a box.
 LETTERS = st.characters(exclude_categories=["C"])

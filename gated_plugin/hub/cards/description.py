@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import card, client, index, notes
-from gated_plugin.hub.licensing import plan_of
+from gated_plugin.hub import client, index
+from gated_plugin.hub.cards import card, notes
+from gated_plugin.hub.cards.licensing import plan_of
+from gated_plugin.hub.cards.saelens_entry import entry_yaml
 from gated_plugin.hub.repository import CARD, Repository
-from gated_plugin.hub.saelens_entry import entry_yaml
 from gated_plugin.runs import Run, read_json
 
 
