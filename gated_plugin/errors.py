@@ -8,3 +8,9 @@ class GatedError(Exception):
 
     The command line prints it without a traceback (`--debug` adds one) and exits with 1.
     """
+
+
+class Interrupted(GatedError):
+    """Ctrl-C or a request to terminate, at a moment from which the same command goes on."""
+
+    exit_code = 130

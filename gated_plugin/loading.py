@@ -3,6 +3,7 @@ bytes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from copy import copy
 from pathlib import Path
@@ -15,12 +16,15 @@ from gated_plugin.dictionaries import (
     CFG,
     GATE_VECTORS,
     TYPES,
+    WEIGHTS,
     Dictionary,
     is_finite,
     require_finite,
 )
 from gated_plugin.errors import GatedError
+from gated_plugin.hub import certificate
 from gated_plugin.runs import Run
+from gated_plugin.tensor_files import raw
 
 LISTED = 8
 """Ids that a message names, of a folder that may hold hundreds."""
@@ -80,16 +84,32 @@ def read(
     cfg.metadata = copy(cfg.metadata)
     sae = GatedSAE(cfg)
     cfg.device = str(place)
-    state = {}
-    for name, info in dictionary.weights.tensors.items():
+    state, certified = {}, _certified_hash(dictionary.path)
+    digest = hashlib.sha256(dictionary.weights.head())
+    for name, info in sorted(dictionary.weights.tensors.items(), key=lambda item: item[1].start):
         kind = torch.promote_types(wanted, torch.float32) if name in GATE_VECTORS else wanted
         state[name] = _empty(name, info.shape, kind, place)
         for start, block in dictionary.weights.blocks(name):
             require_finite(block, name, dictionary.weights.path)
+            if certified is not None:
+                digest.update(raw(block))
             state[name][start : start + len(block)] = _cast(block, kind, name)
+    if certified not in (None, digest.hexdigest()):
+        certificate.refuse_changed(dictionary.weights.path)
     sae.load_state_dict(state, assign=True)
     sae.device = place
     return sae
+
+
+def _certified_hash(folder: Path) -> str | None:
+    """What the weights must hash to; None where nobody has certified them."""
+    if not (folder / certificate.FILENAME).exists():
+        return None
+    files = certificate.read(folder)["files"]
+    if files.get(CFG) != certificate.described(folder / CFG) or WEIGHTS not in files:
+        certificate.refuse_changed(folder / CFG)
+    found: str = files[WEIGHTS]["sha256"]
+    return found
 
 
 def local_folder(path: Path, sae_id: str | None) -> Path:

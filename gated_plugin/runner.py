@@ -18,7 +18,7 @@ from gated_plugin import checkpoints, sources
 from gated_plugin.activations import ActivationStream
 from gated_plugin.engine import options as engine
 from gated_plugin.environment import environment
-from gated_plugin.errors import GatedError
+from gated_plugin.errors import GatedError, Interrupted
 from gated_plugin.progress import Progress
 from gated_plugin.recipes import Recipe
 from gated_plugin.runs import UNFINISHED, Run, beside, folder_beside, read_json, write_json
@@ -40,12 +40,6 @@ METADATA = (
     "disable_concat_sequences",
 )
 """What SAELens' runner notes in an SAE's `cfg.json`."""
-
-
-class Interrupted(GatedError):
-    """Ctrl-C or a request to terminate; a checkpoint was written."""
-
-    exit_code = 130
 
 
 def train(

@@ -101,6 +101,11 @@ class TensorFile:
                 self._fill(file, rows)
         return rows
 
+    def head(self) -> bytes:
+        """What comes before the tensors."""
+        with self.path.open("rb") as file:
+            return file.read(min((info.start for info in self.tensors.values()), default=0))
+
     def blocks(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """A tensor in blocks of some rows, each with the number of its first one."""
         info = self.tensors[name]
@@ -147,7 +152,7 @@ def write_tensors(path: Path, streams: Mapping[str, Stream]) -> None:
         file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         for name in order:
             for block in streams[name].blocks:
-                file.write(_bytes(block))
+                file.write(raw(block))
         if file.tell() != LENGTH_BYTES + len(text) + end:
             raise ValueError(f"The blocks for {path} are not of the shapes that were promised.")
 
@@ -158,7 +163,8 @@ def whole(tensor: Tensor) -> Stream:
     return Stream(names[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape), [tensor])
 
 
-def _bytes(block: Tensor) -> memoryview:
+def raw(block: Tensor) -> memoryview:
+    """The bytes of a block as a file holds them."""
     import torch
 
     return memoryview(block.detach().contiguous().view(-1).view(torch.uint8).numpy())

@@ -42,6 +42,7 @@ def _hush() -> None:
     import warnings
 
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it tells of every retry
     logging.getLogger("sae_lens").setLevel(logging.CRITICAL)  # an "error" per batch at hook_z
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 from gated_plugin.cli import output
 from gated_plugin.cli.commands import AsJson, Quiet, app, reporter, silenced
 from gated_plugin.cli.output import answer, chosen
+from gated_plugin.errors import Interrupted
 
 RepoId = Annotated[str, typer.Argument(help="A repository, such as org/name.", show_default=False)]
 Source = Annotated[
@@ -52,14 +54,15 @@ def push(
     from gated_plugin.runs import Run
 
     silent = silenced(as_json, quiet)
-    published = publish(
-        [Run.open(run) for run in runs],
-        repo,
-        private=private,
-        dry_run=dry_run,
-        quiet=silent,
-        report=reporter(silent),
-    )
+    with _finished_by_the_same_command():
+        published = publish(
+            [Run.open(run) for run in runs],
+            repo,
+            private=private,
+            dry_run=dry_run,
+            quiet=silent,
+            report=reporter(silent),
+        )
     figures = {**asdict(published), "load": published.snippet}
     if not as_json:
         figures["sent"] = _files_and_bytes(published.sent)
@@ -84,9 +87,10 @@ def pull(
     from gated_plugin.hub.pull import pull as run_pull
 
     silent = silenced(as_json, quiet)
-    pulled = run_pull(
-        repo_id, sae_id, revision=revision, out=out, report=reporter(silent), quiet=silent
-    )
+    with _finished_by_the_same_command():
+        pulled = run_pull(
+            repo_id, sae_id, revision=revision, out=out, report=reporter(silent), quiet=silent
+        )
     figures = {**pulled._asdict(), "folder": str(pulled.folder)}
     answer(chosen(as_json, quiet), figures, "Pulled.")
 
@@ -203,6 +207,7 @@ def card(
     else:
         from gated_plugin.runs import beside
 
+        out = out / "README.md" if out.is_dir() else out
         with beside(out) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
 
@@ -229,13 +234,15 @@ def convert(
     """
     from gated_plugin.convert import convert as run_convert
 
+    silent = silenced(as_json, quiet)
     converted = run_convert(
         source,
         to,
         out,
         activations=activations,
         revision=revision,
-        report=reporter(silenced(as_json, quiet)),
+        quiet=silent,
+        report=reporter(silent),
     )
     figures = converted.record if as_json else converted.figures
     answer(chosen(as_json, quiet), figures, f"Converted into {out}.")
@@ -266,6 +273,14 @@ def serve(
         print("  export HF_HUB_DISABLE_XET=1  # for other tools than gated-hub")
         print(f"\n{folder / 'read-token'} holds a token that may only read.", flush=True)
         threading.Event().wait()
+
+
+@contextmanager
+def _finished_by_the_same_command() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("Stopped; give the same command again, which finishes it.") from None
 
 
 def _files_and_bytes(sent: Mapping[str, int]) -> str:

@@ -50,6 +50,7 @@ def convert(
     activations: Path | None = None,
     revision: str | None = None,
     token: str | None = None,
+    quiet: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Conversion:
     """Write the gated dictionary `source` into the folder `out` in another format, and audit it.
@@ -65,6 +66,7 @@ def convert(
         activations: a file with "activations" [rows, d_in] to compare on; by default those that
             the run or the publication recorded.
         revision, token: for the Hub.
+        quiet: without progress bars.
         report: takes a line when each step is done.
 
     Raises:
@@ -78,4 +80,4 @@ def convert(
             f"There is no format {target_format!r}; give one of {', '.join(FORMATS)}, as in "
             "`gated-hub convert runs/quickstart --to jumprelu --out twin`."
         )
-    return converted(source, target_format, out, activations, revision, token, report)
+    return converted(source, target_format, out, activations, revision, token, quiet, report)

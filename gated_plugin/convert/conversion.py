@@ -81,6 +81,7 @@ def converted(
     activations: Path | None,
     revision: str | None,
     token: str | None,
+    quiet: bool,
     report: Report,
 ) -> Conversion:
     """See `gated_plugin.convert.convert`."""
@@ -101,7 +102,7 @@ def converted(
         write_tensors(
             unfinished / SURVIVAL, {name: whole(count.int()) for name, count in counts.items()}
         )
-        loss = change_in_loss_recovered(source, target.sae, unfinished, report)
+        loss = change_in_loss_recovered(source, target.sae, unfinished, quiet, report)
         record = _record(source, target_format, x, {**found.figures, "loss_recovered": loss})
         record["files"] = {file.name: _described(file) for file in sorted(unfinished.iterdir())}
         write_json(unfinished / FILENAME, record)

@@ -24,6 +24,7 @@ def change_in_loss_recovered(
     source: Source,
     result: Callable[[Path], SAE[Any]],
     folder: Path,
+    quiet: bool,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Loss recovered of source and result on the held-out text of the source's recipe.
@@ -41,8 +42,8 @@ def change_in_loss_recovered(
     try:
         recipe = Recipe.load(source.run.recipe)
         report(f"Measuring the loss recovered in {recipe.model_name}, of both.")
-        before = measure(read(Dictionary.open(source.folder), "float32"), recipe, quiet=True)
-        after = measure(result(folder), recipe, quiet=True)
+        before = measure(read(Dictionary.open(source.folder), "float32"), recipe, quiet=quiet)
+        after = measure(result(folder), recipe, quiet=quiet)
     except GatedError as error:
         return {"not_measured": str(error)}
     return _change(before.evaluation, after.evaluation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from gated_plugin.convert import dictionary_learning, remote, saelens
 from gated_plugin.convert.weights import Source
 from gated_plugin.errors import GatedError
 from gated_plugin.loading import local_folder
-from gated_plugin.runs import Run
+from gated_plugin.runs import Run, read_json
 
 
 def opened(source: Path | str, revision: str | None, token: str | None) -> Source:
@@ -20,6 +21,8 @@ def opened(source: Path | str, revision: str | None, token: str | None) -> Sourc
     """
     path = Path(source).expanduser()
     if not path.exists():
+        if path.parent != Path() and path.parent.is_dir():
+            raise GatedError(f"There is no {path.name!r} in {path.parent}; check the path.")
         folder, origin = remote.fetched(str(source), revision, token)
         return replace(_of_folder(folder), origin=origin)
     if revision is not None or token is not None:
@@ -33,8 +36,17 @@ def opened(source: Path | str, revision: str | None, token: str | None) -> Sourc
     run = Run(path)
     if run.recipe.exists():
         run.require_trained()
-        return replace(saelens.read(run.sae), run=run)
+        return replace(_measured(saelens.read(run.sae), run), run=run)
     return _of_folder(path)
+
+
+def _measured(source: Source, run: Run) -> Source:
+    """With the L0 of the run's evaluation, where SAELens' trainer left what it saw last."""
+    if run.evaluation.exists():
+        cfg = deepcopy(source.cfg)
+        cfg.metadata.l0 = read_json(run.evaluation).get("l0")
+        return replace(source, cfg=cfg)
+    return source
 
 
 def _of_folder(folder: Path) -> Source:

@@ -38,7 +38,7 @@ def write(folder: Path, sae_id: str, compared: dict[str, Any]) -> dict[str, Any]
     """
     versions = {"gated_plugin": gated_plugin.__version__, "sae_lens": version("sae-lens")}
     versions |= {"torch": version("torch"), "python": platform.python_version()}
-    files = {name: _described(folder / name) for name in _names(folder)}
+    files = {name: described(folder / name) for name in _names(folder)}
     content = {
         "format": FORMAT,
         "sae_id": sae_id,
@@ -91,7 +91,7 @@ def require_files(folder: Path, content: dict[str, Any]) -> None:
             _refuse(shown, "it is certified and missing")
         if name not in content["files"]:
             _refuse(shown, "nobody has certified it")
-        if content["files"][name] != _described(folder / name):
+        if content["files"][name] != described(folder / name):
             _refuse(shown, "it is not the file that was certified")
 
 
@@ -104,12 +104,21 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def refuse_changed(path: Path) -> NoReturn:
+    """Raise `GatedError` for a file that differs from its certificate."""
+    raise GatedError(
+        f"{path} is not the file that was certified; fetch it again with `gated-hub pull`, or delete "
+        f"the {FILENAME} beside it if the change is your own."
+    )
+
+
 def _names(folder: Path) -> list[str]:
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in files if name != FILENAME and not name.startswith("."))
 
 
-def _described(path: Path) -> dict[str, Any]:
+def described(path: Path) -> dict[str, Any]:
+    """Size and hash of a file, as a certificate states them."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gated_plugin.dictionaries import CFG, WEIGHTS, Dictionary
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import certificate, index
+from gated_plugin.hub import certificate, index, naming
 from gated_plugin.hub.apart import apart
 from gated_plugin.hub.pull import pull
 from gated_plugin.hub.verification import verify_folders
@@ -61,6 +61,7 @@ def check(
         return _check_folder(
             Run(path).publication if Run(path).recipe.exists() else path, sae_id, report
         )
+    naming.check_source(source)
     return _check_repository(source, sae_id, revision, quiet, report)
 
 

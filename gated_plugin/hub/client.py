@@ -14,10 +14,12 @@ import gated_plugin
 from gated_plugin.errors import GatedError
 from gated_plugin.hub.failures import (
     LONGEST_WAIT,
+    LOOPBACK,
     TRANSIENT,
     endpoint,
     explained,
     failures,
+    is_of_this_computer,
     is_transient,
     status_of,
     wait_asked,
@@ -54,7 +56,6 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds, on average, before each further try of a call that failed for a moment."""
 
 LOG_IN = "run `hf auth login` or set HF_TOKEN, with a token that may write"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def connect(token: str | None = None, *, anonymous_ok: bool = False) -> HfApi:
@@ -175,7 +176,7 @@ def _choose_upload_protocol(address: str) -> None:
     from huggingface_hub import constants
 
     asked_for = os.environ.get("HF_HUB_DISABLE_XET") == "0"
-    constants.HF_HUB_DISABLE_XET = not asked_for or urlsplit(address).hostname in LOOPBACK
+    constants.HF_HUB_DISABLE_XET = not asked_for or is_of_this_computer()
 
 
 @cache

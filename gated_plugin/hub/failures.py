@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from json import JSONDecodeError
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from gated_plugin.errors import GatedError
 from gated_plugin.hub.redaction import hidden
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 LONGEST_WAIT = 60.0
 """Seconds that the Hub may ask us to wait before the next try; when it asks for more, we give up
 and say so."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 FOR_EVER = 1e9
 TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -51,6 +54,8 @@ def is_transient(failure: BaseException) -> bool:
     if isinstance(
         root, (OfflineModeIsEnabled, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
     ):
+        return False
+    if is_of_this_computer() and isinstance(root, unreachable()):
         return False
     # A proxy in front of the Hub answers in HTML, which the client takes for JSON. hf_xet raises
     # Python's own ConnectionError.
@@ -100,6 +105,11 @@ def explained(failure: BaseException, action: str, repo_id: str) -> GatedError:
     if isinstance(root, OfflineModeIsEnabled):
         return GatedError(f"Cannot {action} {repo_id} offline; unset HF_HUB_OFFLINE first.")
     reason = ": ".join(filter(None, (type(root).__name__, _reason(root))))
+    if is_of_this_computer() and isinstance(root, unreachable()):
+        return GatedError(
+            f"No hub answers at {endpoint()}; start it with `gated-hub serve`, or unset HF_ENDPOINT "
+            "for the public one."
+        )
     if is_transient(root):
         return GatedError(
             f"The Hub at {endpoint()} could not be reached to {action} {repo_id} ({reason}); "
@@ -166,8 +176,8 @@ def _refusal(failure: BaseException, status: int, action: str, repo_id: str) -> 
     by_status = {
         401: "The Hub does not know your token; run `hf auth login` or set HF_TOKEN, with one of "
         f"{_token_page()}.",
-        403: f"Your token may not {action} {repo_id}; make one that has the right to at "
-        f"{_token_page()} and run `hf auth login`.",
+        403: f"Your token may not {action} {repo_id}; take one that may, of {_token_page()}, and "
+        "run `hf auth login`.",
         412: f"Somebody else changed {repo_id} in the meantime, so nothing was sent; run the same "
         "command again.",
     }
@@ -190,7 +200,14 @@ def _reason(failure: BaseException) -> str:
     return textwrap.shorten(hidden(text), LONGEST_REASON, placeholder=" …")
 
 
+def is_of_this_computer() -> bool:
+    """Whether the endpoint is a local hub."""
+    return urlsplit(endpoint()).hostname in LOOPBACK
+
+
 def _token_page() -> str:
+    if is_of_this_computer():
+        return "the file `token` in the folder of the local hub"
     return f"{endpoint()}/settings/tokens"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from gated_plugin.errors import GatedError
@@ -75,6 +75,15 @@ def check_repo_id(repo_id: str) -> None:
             f"{repo_id!r} is no repository id; write owner/name, such as alice/gated-saes "
             "(letters, digits, '-', '_' and '.', at most 96 of them in all)."
         )
+
+
+def check_source(source: str) -> None:
+    """Raise `GatedError` unless `source`, which is no folder here, may be a repository's id: what
+    lies in a folder that is there was meant as a path."""
+    path = Path(source).expanduser()
+    if path.parent != Path() and path.parent.is_dir():
+        raise GatedError(f"There is no {path.name!r} in {path.parent}; check the path.")
+    check_repo_id(source)
 
 
 def without_machine_paths(value: Any) -> Any:

@@ -163,7 +163,13 @@ def _own_name(runs: Sequence[Run], identity: dict[str, Any]) -> str:
     if len(runs) > 1:
         raise GatedError("Several runs have no name in common; name the repository with --repo.")
     repo_id = f"{identity['name']}/{runs[0].name}"
-    naming.check_repo_id(repo_id)
+    try:
+        naming.check_repo_id(repo_id)
+    except GatedError:
+        raise GatedError(
+            f"The repository would be {repo_id!r} after its run, which is no id of one; name it "
+            "with --repo owner/name."
+        ) from None
     return repo_id
 
 

@@ -55,6 +55,8 @@ def pull(
         GatedError: what prevented it, and what to do.
     """
     naming.check_repo_id(repo_id)
+    if out is not None and out.exists() and not out.is_dir():
+        raise GatedError(f"{out} is a file; name a folder with --out.")
     repository = Repository(client.connect(token, anonymous_ok=True), repo_id)
     sha = repository.resolve(revision)
     files = repository.files(sha)

@@ -95,7 +95,7 @@ class Shipment:
                 "sent; run the same command again, and if that does not mend it, look at its "
                 ".gitignore."
             )
-        report(f"Sent {len(changes.changed)} files to {self.repository.id} in one commit.")
+        report(f"Sent to {self.repository.id} in one commit: {len(changes.changed)} new files.")
         return revision
 
     def _upload(self, changes: Changes) -> None:

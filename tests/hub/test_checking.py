@@ -16,6 +16,7 @@ from gated_plugin.hub.checking import check
 from gated_plugin.hub.publish import publish
 from gated_plugin.hub.pull import pull
 from gated_plugin.hub.verification import verify_folders
+from gated_plugin.loading import load
 
 REPO = "alice/books"
 
@@ -121,6 +122,30 @@ def test_what_is_not_as_certified_is_one_sentence(published, pulled, damage, say
     with pytest.raises(GatedError, match=says) as refusal:
         check(str(pulled))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_certified_sae_loads_with_the_hash_of_its_certificate_alone(published, pulled):
+    folder = pulled / published
+    assert load(folder).cfg.d_sae == 64
+    content = bytearray((folder / "sae_weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "sae_weights.safetensors").write_bytes(content)
+    with pytest.raises(GatedError, match=r"sae_weights\.safetensors is not the file"):
+        load(folder)
+    (folder / "certificate.json").unlink()
+    assert load(folder).cfg.d_sae == 64
+
+
+def test_a_certified_sae_is_of_its_own_cfg(published, pulled, edit):
+    edit(pulled / published / "cfg.json", apply_b_dec_to_input=False)
+    with pytest.raises(GatedError, match=r"cfg\.json is not the file"):
+        load(pulled / published)
+
+
+def test_a_folder_that_is_not_there_is_not_taken_for_a_repository(hub, tmp_path):
+    with pytest.raises(GatedError, match="There is no 'nowhere' in"):
+        check(str(tmp_path / "nowhere"))
+    assert not hub.requests
 
 
 def test_a_folder_without_an_sae_is_refused(tmp_path):

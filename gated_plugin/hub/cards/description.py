@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gated_plugin.errors import GatedError
-from gated_plugin.hub import client, index
+from gated_plugin.hub import client, index, naming
 from gated_plugin.hub.cards import card, notes
 from gated_plugin.hub.cards.licensing import plan_of
 from gated_plugin.hub.cards.saelens_entry import entry_yaml
@@ -65,6 +65,7 @@ def entries_of(
 def _described(source: str, revision: str | None) -> Described:
     path = Path(source)
     if not path.is_dir():
+        naming.check_source(source)
         repository = Repository(client.connect(anonymous_ok=True), source)
         sha = repository.resolve(revision)
         return Described(source, repository.index(sha), repository.card(sha))
