@@ -200,7 +200,7 @@ def test_activations_beside_the_source_are_taken(
     [
         ({"activations": X[:, :5].contiguous()}, "does not fit the SAE"),
         ({"other": X}, "x.safetensors"),
-        ({"activations": torch.zeros(0, D_IN)}, "no rows to compare on"),
+        ({"activations": torch.zeros(0, D_IN)}, "activations is empty"),
         ({"activations": torch.full((3, D_IN), torch.nan)}, "NaN"),
     ],
 )

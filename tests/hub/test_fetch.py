@@ -147,7 +147,7 @@ def test_without_a_network_the_cache_answers_with_a_warning(hub, monkeypatch):
     assert not naps
     with pytest.raises(GatedError, match="No hub answers"):
         cached_folder(REPO, OTHER)
-    assert naps
+    assert not naps  # a hub of this computer does not come back by itself
 
 
 @pytest.mark.parametrize("trouble", [{"status": 503}, {}])

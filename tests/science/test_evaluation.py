@@ -235,14 +235,14 @@ def test_damaged_files_are_one_sentence_and_nothing_is_written(
         evaluate(run, recipe, quiet=True)
     assert str(run.sae) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert [path.name for path in run.path.iterdir()] == ["sae"]
+    assert {path.name for path in run.path.iterdir()} == {"sae", ".lock"}
 
 
 def test_weights_that_are_not_finite_write_nothing(made: Make) -> None:
     run, recipe = made(b_dec=torch.full((256,), float("nan")))
     with pytest.raises(GatedError, match="is not finite"):
         evaluate(run, recipe, quiet=True)
-    assert [path.name for path in run.path.iterdir()] == ["sae"]
+    assert {path.name for path in run.path.iterdir()} == {"sae", ".lock"}
 
 
 @pytest.mark.parametrize(
