@@ -9,6 +9,7 @@ from pathlib import Path
 from gated_plugin.convert import dictionary_learning, remote, saelens
 from gated_plugin.convert.weights import Source
 from gated_plugin.errors import GatedError
+from gated_plugin.hub import naming
 from gated_plugin.loading import local_folder
 from gated_plugin.runs import Run, read_json
 
@@ -21,8 +22,7 @@ def opened(source: Path | str, revision: str | None, token: str | None) -> Sourc
     """
     path = Path(source).expanduser()
     if not path.exists():
-        if path.parent != Path() and path.parent.is_dir():
-            raise GatedError(f"There is no {path.name!r} in {path.parent}; check the path.")
+        naming.refuse_missing_path(str(source))
         folder, origin = remote.fetched(str(source), revision, token)
         return replace(_of_folder(folder), origin=origin)
     if revision is not None or token is not None:

@@ -126,6 +126,12 @@ def _is_description(about: Any) -> bool:
     return isinstance(about, dict) and about.keys() == {"bytes", "sha256"}
 
 
+def largest_difference(compared: dict[str, Any]) -> float:
+    """Between plain SAELens and the plugin in float64, over features and reconstructions."""
+    exact = compared["float64"]
+    return max(exact["features"], exact["reconstructions"])
+
+
 def _is_comparison(compared: Any) -> bool:
     exact = compared.get("float64") if isinstance(compared, dict) else None
     return isinstance(exact, dict) and all(

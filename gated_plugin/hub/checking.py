@@ -111,17 +111,12 @@ def _checked(
             revision=revision,
             files=len(content["files"]),
             rows=now["rows"],
-            max_abs_diff=_largest(now),
-            certified_diff=_largest(content["compared"]),
+            max_abs_diff=certificate.largest_difference(now),
+            certified_diff=certificate.largest_difference(content["compared"]),
             versions=content.get("versions", {}),
         )
         for (sae_id, content), now in zip(certified.items(), compared, strict=True)
     ]
-
-
-def _largest(compared: dict[str, Any]) -> float:
-    exact = compared["float64"]
-    return max(exact["features"], exact["reconstructions"])
 
 
 def _name(folder: Path, path: Path) -> str:

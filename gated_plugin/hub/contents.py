@@ -8,12 +8,12 @@ from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from gated_plugin.dictionaries import CFG
 from gated_plugin.errors import GatedError
 
 if TYPE_CHECKING:
     from gated_plugin.hub.repository import RemoteFile
 
-CFG = "cfg.json"
 ABOUT = ("README.md", "config.json")
 """Card and index, at the root."""
 

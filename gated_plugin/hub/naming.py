@@ -77,12 +77,17 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
-def check_source(source: str) -> None:
-    """Raise `GatedError` unless `source`, which is no folder here, may be a repository's id: what
-    lies in a folder that is there was meant as a path."""
+def refuse_missing_path(source: str) -> None:
+    """Raise `GatedError` where `source`, which is not here, was meant as a path: it lies in a
+    folder that is there."""
     path = Path(source).expanduser()
     if path.parent != Path() and path.parent.is_dir():
         raise GatedError(f"There is no {path.name!r} in {path.parent}; check the path.")
+
+
+def check_source(source: str) -> None:
+    """Raise `GatedError` unless `source`, which is no folder here, may be a repository's id."""
+    refuse_missing_path(source)
     check_repo_id(source)
 
 

@@ -44,8 +44,9 @@ def prepare(
     kept = _kept(card_before, opened[0].publication / CARD, repo_id)
     siblings = [] if index_before is None else index.entries_of(index_before, repo_id)
     siblings = [entry for entry in siblings if f"{entry['id']}/{CFG}" in remote]
-    plans = [require_publishable(Recipe.load(run.recipe), _is_gated) for run in opened]
-    drafts = _drafts(opened, siblings)
+    recipes = [Recipe.load(run.recipe) for run in opened]
+    plans = [require_publishable(recipe, _is_gated) for recipe in recipes]
+    drafts = _drafts(opened, recipes, siblings)
     made = {draft["id"] for draft in drafts}
     others = [entry for entry in siblings if entry["id"] not in made]
     _require_one_model([*drafts, *others], repo_id)
@@ -54,7 +55,7 @@ def prepare(
     with folder_beside(publication) as folder:
         for run, draft in zip(opened, drafts, strict=True):
             report(f"Folding {run.path} into {draft['id']}.")
-            stage(run, index.measured(run), folder / draft["id"])
+            stage(run, draft, folder / draft["id"])
         entries = _compared(drafts, folder, report)
         content = index.index(repo_id, [*entries, *others], plans[0])
         write_json(folder / index.FILENAME, content)
@@ -68,12 +69,14 @@ def prepare(
     }
 
 
-def _drafts(runs: Sequence[Run], siblings: Sequence[index.Entry]) -> list[index.Entry]:
+def _drafts(
+    runs: Sequence[Run], recipes: Sequence[Recipe], siblings: Sequence[index.Entry]
+) -> list[index.Entry]:
     """What the index says of each run's SAE before it is staged, with an id that no SAE of other
     training settings has."""
     drafts: list[index.Entry] = []
-    for run in runs:
-        draft = index.entry(Recipe.load(run.recipe), index.measured(run))
+    for run, recipe in zip(runs, recipes, strict=True):
+        draft = index.entry(recipe, index.measured(run))
         others = [entry for entry in siblings if entry["training"] != draft["training"]]
         taken = {entry["id"] for entry in (*others, *drafts)}
         sae_id = naming.distinct_id(draft["hook"], draft["width"], draft["l0"], taken)
@@ -97,8 +100,7 @@ def _certified(
     folder: Path, sae_id: str, compared: dict[str, Any], report: Callable[[str], None]
 ) -> dict[str, Any]:
     """Write the certificate of an SAE; what the index adds of it."""
-    exact, rounded = compared["float64"], compared["float32"]
-    difference = max(exact["features"], exact["reconstructions"])
+    difference, rounded = certificate.largest_difference(compared), compared["float32"]
     relative = max(rounded["features_relative"], rounded["reconstructions_relative"])
     report(
         f"Plain SAELens computes {sae_id} to within {difference:.1e} in float64, and "

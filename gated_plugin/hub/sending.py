@@ -200,15 +200,10 @@ def _is_same(addition: CommitOperationAdd, there: RemoteFile | None) -> bool:
         return False
     if there.sha256 is not None:
         return there.sha256 == addition.upload_info.sha256.hex()
-    return there.oid == _git_oid(addition)
-
-
-def _git_oid(addition: CommitOperationAdd) -> str:
-    """The name git gives the content of a file that is not in LFS, and so small."""
-    from huggingface_hub.utils.sha import git_hash
-
-    with addition.as_file() as file:
-        return git_hash(file.read())
+    digest = there.digest()
+    with addition.as_file() as file:  # it is not in LFS, and so small
+        digest.update(file.read())
+    return digest.hexdigest() == there.oid
 
 
 def create(repository: Repository, private: bool) -> str:

@@ -38,7 +38,7 @@ def stage(run: Run, figures: dict[str, Any], folder: Path) -> Dictionary:
     that of one block.
 
     Args:
-        figures: of `index.measured`.
+        figures: of the evaluation, `l0` and `alive` among them.
 
     Raises:
         GatedError: the run's SAE is damaged, not gated, not finite, or has a decoder row of norm 0.
