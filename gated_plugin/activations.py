@@ -18,6 +18,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
+from gated_plugin.activation_cache import ActivationCache
 from gated_plugin.errors import GatedError
 
 CHUNK_STRIDE = 1_000_003  # seed + stride · chunk: chunks of neighbouring seeds do not coincide
@@ -79,14 +80,23 @@ class ActivationStream(Iterator[Tensor]):
         dataset: rows of text or of tokens, as SAELens takes them.
         cfg: of it are used what shapes the activations, `seed`, and `n_batches_in_buffer`
             (batches of `store_batch_size_prompts` prompts in a chunk).
+        cache: keeps what the language model made of each chunk, for streams that come later; the
+            batches are the same bit for bit.
 
     Raises:
         GatedError: model, dataset and `cfg` do not fit each other; from `next`, also activations
             that are not finite.
     """
 
-    def __init__(self, model: Any, dataset: Any, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        dataset: Any,
+        cfg: LanguageModelSAERunnerConfig[Any],
+        cache: ActivationCache | None = None,
+    ) -> None:
         self.cfg = cfg
+        self.cache = cache
         self.store = open_store(model, dataset, cfg)
         self.chunk = 0
         self.served = 0
@@ -114,19 +124,8 @@ class ActivationStream(Iterator[Tensor]):
         self.chunk, self.served = chunk, served
 
     def _load_chunk(self) -> None:
-        """Runs the language model over the prompts of `self.chunk`."""
-        try:
-            self._skip_to(self.chunk)
-            acts = torch.cat(
-                [self.store.get_filtered_llm_batch() for _ in range(self.cfg.n_batches_in_buffer)]
-            )
-        except StopIteration:
-            raise GatedError(
-                f"{self.cfg.dataset_path} has no text of context_size = {self.cfg.context_size} "
-                "tokens; lower context_size or give another dataset_path."
-            ) from None
-        self._coming = self.chunk + 1
-        self._require_finite(acts)
+        """Shuffles the activations of `self.chunk`."""
+        acts = self._activations()
         generator = torch.Generator().manual_seed(self.cfg.seed + CHUNK_STRIDE * self.chunk)
         order = torch.randperm(len(acts), generator=generator).to(acts.device)
         size = self.cfg.train_batch_size_tokens
@@ -139,6 +138,27 @@ class ActivationStream(Iterator[Tensor]):
             )
         self._batches = acts[order[:whole]].split(size)
         self._loaded = self.chunk
+
+    def _activations(self) -> Tensor:
+        """What the language model makes of the prompts of `self.chunk` [tokens, d_in]."""
+        kept = None if self.cache is None else self.cache.read(self.chunk)
+        if kept is not None:
+            return kept
+        try:
+            self._skip_to(self.chunk)
+            acts = torch.cat(
+                [self.store.get_filtered_llm_batch() for _ in range(self.cfg.n_batches_in_buffer)]
+            )
+        except StopIteration:
+            raise GatedError(
+                f"{self.cfg.dataset_path} has no text of context_size = {self.cfg.context_size} "
+                "tokens; lower context_size or give another dataset_path."
+            ) from None
+        self._coming = self.chunk + 1
+        self._require_finite(acts)
+        if self.cache is not None:
+            self.cache.write(self.chunk, acts)
+        return acts
 
     def _require_finite(self, acts: Tensor) -> None:
         bad = (~acts.isfinite().all(-1)).sum().item()

@@ -9,7 +9,7 @@ arXiv 2404.16014, equations 5 to 7. Shapes: B batch, N d_in, M d_sae.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from sae_lens.saes import gated_sae as saelens
@@ -55,6 +55,8 @@ class GatedBase(SAE[Any]):
     b_gate: nn.Parameter
     b_mag: nn.Parameter
     r_mag: nn.Parameter
+    wide_vectors: ClassVar[tuple[str, ...]] = GATE_VECTORS
+    """Parameters that stay in float32 where the weights are of a half type."""
     hook_sae_acts_pre: nn.Module
     hook_sae_acts_post: nn.Module
     d_head: int | None
@@ -149,13 +151,22 @@ class GatedBase(SAE[Any]):
                 self.W_enc.data = self.W_enc.data.T.contiguous().T
         return self.encoder_weights()
 
+    @property
+    def gate_bias(self) -> Tensor:
+        """What is added to π before the gate opens or not: [d_sae]."""
+        return self.b_gate
+
     def encoder_weights(self) -> EncoderWeights:
         """Gate and magnitude path, for the engine."""
         return EncoderWeights(self.W_enc, self.b_gate, self.b_mag, self.r_mag)
 
     def engine_serves(self, centred: Tensor) -> bool:
+        """Whether the engine encodes: it has this architecture's operations, and may use them."""
+        return self.engine_may_serve(centred)
+
+    def engine_may_serve(self, centred: Tensor) -> bool:
         """Whether nothing asks for the dense pre-activations, or for operations that trace."""
-        uniform = centred.dtype == self.W_enc.dtype == self.b_gate.dtype
+        uniform = centred.dtype == self.W_enc.dtype == self.gate_bias.dtype
         return (
             uniform
             and centred.device.type in DEVICES
@@ -181,7 +192,7 @@ class GatedBase(SAE[Any]):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         wide = torch.promote_types(self.dtype, torch.float32)
-        for name in GATE_VECTORS:
+        for name in self.wide_vectors:
             getattr(self, name).data = getattr(self, name).data.to(wide)
 
     @override
@@ -193,7 +204,7 @@ class GatedBase(SAE[Any]):
     @override
     def _apply(self: Self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
         """Casts to a half type spare the gate vectors: Adam's steps on them would round away."""
-        before = {name: getattr(self, name).data for name in GATE_VECTORS}
+        before = {name: getattr(self, name).data for name in self.wide_vectors}
         super()._apply(fn, recurse)
         for name, data in before.items():
             vector = getattr(self, name)

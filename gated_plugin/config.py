@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from dataclasses import dataclass
 
 from sae_lens.saes import gated_sae as saelens
+from sae_lens.saes.sae import TrainingSAEConfig
 from typing_extensions import override
 
+from gated_plugin.ablations import Ablations
 from gated_plugin.errors import GatedError
+from gated_plugin.resampling_plan import ResamplingPlan
 
 UNIT_NORM = 1.0
+STARTS = ("random", "data")
 
 
 @dataclass
@@ -18,8 +23,8 @@ class GatedSAEConfig(saelens.GatedSAEConfig):
 
 
 @dataclass
-class GatedTrainingSAEConfig(saelens.GatedTrainingSAEConfig):
-    """Training a Gated SAE as arXiv 2404.16014 does.
+class PaperTrainingSAEConfig(ResamplingPlan, TrainingSAEConfig, ABC):
+    """What the Gated SAE of arXiv 2404.16014 and its baseline have in common.
 
     Raises:
         GatedError: a field has a value that no training could use.
@@ -41,6 +46,10 @@ class GatedTrainingSAEConfig(saelens.GatedTrainingSAEConfig):
     """The encoder starts as the decoder transposed, times this. 0.1 trains to a better front
     than 0.3 or 1.0 in short runs; the paper does not state its own."""
 
+    start: str = "random"
+    """`data`: features begin at inputs of the first batches, `b_dec` at their mean, so that fewer of
+    them die (`trainer_hooks.data_start`). `random`: directions without the data, b_dec 0."""
+
     target_l0: float | None = None
     """Steer λ so that this many features fire per token on average; `l1_coefficient` is then only
     where λ starts. None leaves λ alone, as in the paper."""
@@ -53,6 +62,8 @@ class GatedTrainingSAEConfig(saelens.GatedTrainingSAEConfig):
                 f"encoder_init_norm is {self.encoder_init_norm}, but an encoder of norm 0 or less "
                 "never opens a gate by its input; give a number above 0, such as 0.1."
             )
+        if self.start not in STARTS:
+            raise GatedError(f"start is {self.start!r}; give one of {', '.join(STARTS)}.")
         if not self.l1_coefficient >= 0:
             raise GatedError(
                 f"l1_coefficient is {self.l1_coefficient}, but a penalty below 0 rewards firing; "
@@ -63,4 +74,19 @@ class GatedTrainingSAEConfig(saelens.GatedTrainingSAEConfig):
                 f"target_l0 is {self.target_l0}, but it must lie between 0 and d_sae "
                 f"({self.d_sae}); leave it out to keep λ fixed."
             )
+        self.refuse_conflicts()
+        super().__post_init__()
+
+
+@dataclass
+class GatedTrainingSAEConfig(Ablations, PaperTrainingSAEConfig, saelens.GatedTrainingSAEConfig):
+    """Training a Gated SAE as arXiv 2404.16014 does.
+
+    Raises:
+        GatedError: a field has a value that no training could use.
+    """
+
+    @override
+    def __post_init__(self) -> None:
+        self.refuse_ablations()
         super().__post_init__()

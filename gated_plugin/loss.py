@@ -30,6 +30,9 @@ def gated_loss(
     W_dec_MN: Tensor,
     b_dec_N: Tensor,
     l1: float,
+    *,
+    live: bool = False,
+    weighted: bool = False,
 ) -> GatedLoss:
     """All three terms.
 
@@ -40,12 +43,16 @@ def gated_loss(
         pi_gate_BM: pre-activations of the gate.
         W_dec_MN, b_dec_N: the decoder, through which the auxiliary term passes no gradient.
         l1: λ, for a squared error that is summed over N.
+        live: ablation: the auxiliary term's gradient reaches the decoder.
+        weighted: ablation: λ Σ ReLU(π_gate) ‖w_dec‖, for a decoder of free norm.
     """
     gate_BM = torch.relu(pi_gate_BM)
     return GatedLoss(
         reconstruction=squared_error(x_BN, x_hat_BN),
-        sparsity=sparsity_penalty(gate_BM, l1),
-        auxiliary=auxiliary_error(seen_BN, gate_BM, W_dec_MN, b_dec_N),
+        sparsity=sparsity_penalty(gate_BM * W_dec_MN.norm(dim=1) if weighted else gate_BM, l1),
+        auxiliary=(live_auxiliary_error if live else auxiliary_error)(
+            seen_BN, gate_BM, W_dec_MN, b_dec_N
+        ),
     )
 
 
@@ -56,11 +63,17 @@ def squared_error(x_BN: Tensor, x_hat_BN: Tensor) -> Tensor:
 
 
 def sparsity_penalty(gate_BM: Tensor, l1: float) -> Tensor:
-    """λ ‖ReLU(π_gate)‖₁: the decoder's rows have norm 1, so no weight stands before it."""
+    """λ ‖ReLU(π_gate)‖₁: rows of a unit-norm decoder need no weight before it."""
     return l1 * gate_BM.sum(-1).mean()
 
 
 def auxiliary_error(x_BN: Tensor, gate_BM: Tensor, W_dec_MN: Tensor, b_dec_N: Tensor) -> Tensor:
     """‖x − x̂_frozen(ReLU(π_gate))‖²: teaches the gate to detect, leaves the decoder alone."""
-    frozen = gate_BM.to(W_dec_MN.dtype) @ W_dec_MN.detach() + b_dec_N.detach()
-    return squared_error(x_BN, frozen)
+    return live_auxiliary_error(x_BN, gate_BM, W_dec_MN.detach(), b_dec_N.detach())
+
+
+def live_auxiliary_error(
+    x_BN: Tensor, gate_BM: Tensor, W_dec_MN: Tensor, b_dec_N: Tensor
+) -> Tensor:
+    """‖x − x̂(ReLU(π_gate))‖², which the decoder learns from too."""
+    return squared_error(x_BN, gate_BM.to(W_dec_MN.dtype) @ W_dec_MN + b_dec_N)

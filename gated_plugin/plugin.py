@@ -32,9 +32,16 @@ SEAMS = {
         "GatedTrainingSAEConfig.l1_coefficient",
         "GatedTrainingSAEConfig.l1_warm_up_steps",
     ),
+    "sae_lens.saes.standard_sae": (
+        "StandardSAEConfig.architecture",
+        "StandardTrainingSAE.get_coefficients",
+        "StandardTrainingSAE.log_histograms",
+    ),
     "sae_lens.saes.sae": (
         "SAE._setup_activation_normalization",
         "SAE.fold_activation_norm_scaling_factor",
+        "SAE.fold_activation_whitening",
+        "SAE.fold_and_get_W_dec_norm",
         "SAE.forward",
         "SAE.initialize_weights",
         "SAE.process_sae_in",
@@ -43,9 +50,12 @@ SEAMS = {
         "SAE.save_model",
         "SAE.turn_off_forward_pass_hook_z_reshaping",
         "SAE.turn_on_forward_pass_hook_z_reshaping",
+        "TrainCoefficientConfig",
         "TrainingSAE.load_weights_from_checkpoint",
+        "TrainingSAE.process_state_dict_for_saving_inference",
         "TrainingSAE.training_forward_pass",
         "TrainingSAEConfig.decoder_init_norm",
+        "TrainingSAEConfig.get_inference_config_class",
     ),
 }
 
@@ -53,10 +63,14 @@ SEAMS = {
 HOMES = {
     "gated_plugin.config": "GatedTrainingSAEConfig",
     "gated_plugin.architecture": "GatedSAE",
+    "gated_plugin.paper_sae": "PaperTrainingSAE",
     "gated_plugin.training": "GatedTrainingSAE",
+    "gated_plugin.baseline": "L1BaselineTrainingSAE",
+    "gated_plugin.saelens_gated": "SAELensGatedTrainingSAEConfig",
+    "gated_plugin.untied": "GatedUntiedTrainingSAE",
 }
 
-_replaced: dict[str, Any] = {}
+_replaced: list[tuple[dict[str, Any], str, Any]] = []
 
 
 class SeamsChangedError(GatedError):
@@ -64,7 +78,7 @@ class SeamsChangedError(GatedError):
 
 
 def register() -> None:
-    """Make `architecture="gated"` mean this package's classes. Idempotent.
+    """Make `architecture="gated"` mean this package's classes, and name its other ones. Idempotent.
 
     Raises:
         SeamsChangedError: SAELens lacks one of `SEAMS`; nothing was changed.
@@ -75,31 +89,57 @@ def register() -> None:
         return
     check_seams()
     _forget_half_imported()
-    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
-
-    from gated_plugin.architecture import GatedSAE
-    from gated_plugin.config import GatedSAEConfig, GatedTrainingSAEConfig
-    from gated_plugin.training import GatedTrainingSAE
-
-    _replaced["inference"] = SAE_CLASS_REGISTRY[ARCHITECTURE]
-    _replaced["training"] = SAE_TRAINING_CLASS_REGISTRY[ARCHITECTURE]
-    SAE_CLASS_REGISTRY[ARCHITECTURE] = (GatedSAE, GatedSAEConfig)
-    SAE_TRAINING_CLASS_REGISTRY[ARCHITECTURE] = (GatedTrainingSAE, GatedTrainingSAEConfig)
+    for registry, ours in _ours():
+        for architecture, classes in ours.items():
+            _replaced.append((registry, architecture, registry.get(architecture)))
+            registry[architecture] = classes
 
 
 def unregister() -> None:
-    """Give `architecture="gated"` back to SAELens' built-in classes. Idempotent.
+    """Give `architecture="gated"` back to SAELens' built-in classes, and forget the others.
+
+    Idempotent.
 
     Imports SAELens where that has not happened, so that nothing registers afterwards.
     """
     import sae_lens  # noqa: F401 - so that it cannot register later
 
-    if not is_registered():
-        return
-    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+    while _replaced:
+        registry, architecture, before = _replaced.pop()
+        if before is None:
+            del registry[architecture]
+        else:
+            registry[architecture] = before
 
-    SAE_CLASS_REGISTRY[ARCHITECTURE] = _replaced.pop("inference")
-    SAE_TRAINING_CLASS_REGISTRY[ARCHITECTURE] = _replaced.pop("training")
+
+def _ours() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """SAELens' two registries, each with what we put in."""
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+    from sae_lens.saes import gated_sae
+
+    from gated_plugin.architecture import GatedSAE
+    from gated_plugin.baseline import L1BaselineTrainingSAE, L1BaselineTrainingSAEConfig
+    from gated_plugin.config import GatedSAEConfig, GatedTrainingSAEConfig
+    from gated_plugin.saelens_gated import SAELensGatedTrainingSAEConfig
+    from gated_plugin.training import GatedTrainingSAE
+    from gated_plugin.untied import (
+        GatedUntiedSAE,
+        GatedUntiedSAEConfig,
+        GatedUntiedTrainingSAE,
+        GatedUntiedTrainingSAEConfig,
+    )
+
+    training = {
+        ARCHITECTURE: (GatedTrainingSAE, GatedTrainingSAEConfig),
+        "l1_baseline": (L1BaselineTrainingSAE, L1BaselineTrainingSAEConfig),
+        "gated_untied": (GatedUntiedTrainingSAE, GatedUntiedTrainingSAEConfig),
+        "saelens_gated": (gated_sae.GatedTrainingSAE, SAELensGatedTrainingSAEConfig),
+    }
+    inference = {
+        ARCHITECTURE: (GatedSAE, GatedSAEConfig),
+        "gated_untied": (GatedUntiedSAE, GatedUntiedSAEConfig),
+    }
+    return [(SAE_CLASS_REGISTRY, inference), (SAE_TRAINING_CLASS_REGISTRY, training)]
 
 
 def is_registered() -> bool:

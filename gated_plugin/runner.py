@@ -11,20 +11,27 @@ from typing import Any
 
 import torch
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gated_plugin import checkpoints, sources
+from gated_plugin.activation_cache import ActivationCache
 from gated_plugin.activations import ActivationStream
+from gated_plugin.baseline import as_gated
+from gated_plugin.dictionaries import WEIGHTS
 from gated_plugin.engine import options as engine
 from gated_plugin.environment import environment
 from gated_plugin.errors import GatedError, Interrupted
+from gated_plugin.paper_sae import PaperTrainingSAE
 from gated_plugin.progress import Progress
 from gated_plugin.recipes import Recipe
 from gated_plugin.runs import UNFINISHED, Run, beside, folder_beside, read_json, write_json
+from gated_plugin.training import GatedTrainingSAE
 from gated_plugin.training_log import TrainingLog, figures_of, live_line
 
 LOG_LINES = 200
+BASELINE = "standard"
 METADATA = (
     "model_name",
     "model_class_name",
@@ -63,38 +70,40 @@ def train(
         Interrupted: stopped by the user.
     """
     run = Run(out)
-    _require_startable(run, recipe, resume)
+    require_startable(run, recipe, resume)
     if run.is_trained:
         return run
-    trainer, stream = _trainer(recipe)
+    stream = open_stream(recipe)
+    trainer = new_trainer(recipe, stream)
     if checkpoints.latest(run) is None:
-        _prepare(trainer, stream, recipe)
-        _write_start(run, recipe)
+        prepare(trainer, stream, recipe)
+        write_start(run, recipe)
     every = checkpoint_every or max(100, trainer.cfg.total_training_steps // 100)
     with run.alone(), engine.use(**asdict(recipe.engine)):
         found = checkpoints.latest(run)
         if found is not None:
             checkpoints.load(found, trainer, stream)
         _fit(run, trainer, stream, every, quiet)
-        _finish(run, trainer, recipe)
+        finish(run, trainer, recipe)
     return run
 
 
-def _require_startable(run: Run, recipe: Recipe, resume: bool) -> None:
+def require_startable(run: Run, recipe: Recipe, resume: bool) -> None:
+    """Raise `GatedError` unless the folder is free, or holds a run of `recipe` to resume."""
     if run.recipe.exists():
         if not resume:
             raise GatedError(
                 f"{run.path} already holds a run; continue it with --resume, or give another --out."
             )
-        _require_same(recipe, Recipe.load(run.recipe), run)
+        _require_same(recipe, run)
     elif run.path.exists() and any(
         not file.name.endswith(UNFINISHED) for file in run.path.iterdir()
     ):
         raise GatedError(f"{run.path} is not empty and no run; give another --out.")
 
 
-def _require_same(given: Recipe, there: Recipe, run: Run) -> None:
-    ours, theirs = given.settings, there.settings
+def _require_same(given: Recipe, run: Run) -> None:
+    ours, theirs = given.settings, Recipe.load(run.recipe).settings
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             raise GatedError(
@@ -103,52 +112,78 @@ def _require_same(given: Recipe, there: Recipe, run: Run) -> None:
             )
 
 
-def _write_start(run: Run, recipe: Recipe) -> None:
+def write_start(run: Run, recipe: Recipe) -> None:
     """The recipe comes last: it is what makes a folder a run."""
     write_json(run.environment, environment())
     with beside(run.recipe) as unfinished:
         unfinished.write_text(recipe.to_yaml(), encoding="utf-8")
 
 
-def _trainer(recipe: Recipe) -> tuple[SAETrainer[Any, Any], ActivationStream]:
+def open_stream(recipe: Recipe, cache: Path | None = None) -> ActivationStream:
+    """The activations that `recipe` trains on, by way of the folder `cache` if there is one."""
     cfg = recipe.runner_config()
     sources.require_devices(cfg)
+    model = sources.language_model(cfg)
+    rows = sources.token_rows(cfg.dataset_path, streaming=cfg.streaming)
+    kept = None if cache is None else ActivationCache(cache, cfg)
+    return ActivationStream(model, rows, cfg, kept)
+
+
+def new_trainer(recipe: Recipe, stream: ActivationStream) -> SAETrainer[Any, Any]:
+    """SAELens' trainer with the SAE of `recipe`, whose start depends on `seed` alone."""
+    cfg = recipe.runner_config()
     torch.manual_seed(cfg.seed)
     for name in METADATA:
         setattr(cfg.sae.metadata, name, getattr(cfg, name))
     sae = TrainingSAE.from_dict(cfg.sae.to_dict()).to(cfg.device)
-    model = sources.language_model(cfg)
-    rows = sources.token_rows(cfg.dataset_path, streaming=cfg.streaming)
-    stream = ActivationStream(model, rows, cfg)
     try:
-        trainer = SAETrainer(cfg=cfg.to_sae_trainer_config(), sae=sae, data_provider=stream)
+        return SAETrainer(cfg=cfg.to_sae_trainer_config(), sae=sae, data_provider=stream)
     except (ValueError, TypeError) as error:
         raise GatedError(f"SAELens cannot train by this recipe: {error}; change it.") from error
-    return trainer, stream
 
 
-def _prepare(trainer: SAETrainer[Any, Any], stream: ActivationStream, recipe: Recipe) -> None:
+def prepare(trainer: SAETrainer[Any, Any], stream: ActivationStream, recipe: Recipe) -> None:
     """Before the first step: starting weights, activation scaling, and whether there is a batch."""
     start = recipe.runner.get("from_pretrained_path")
     if start is not None:
         _start_from(Path(start), trainer.sae)
+    elif isinstance(trainer.sae, GatedTrainingSAE) and trainer.sae.cfg.trained == "magnitude":
+        raise GatedError(
+            "sae.trained: magnitude learns only the scale and shift of magnitudes, but the recipe "
+            "names no SAE to start as; give --set from_pretrained_path=RUN/sae of an l1_baseline run."
+        )
     _estimate_scaling(trainer, stream)
     next(stream)
     stream.seek(chunk=0, served=0)
 
 
 def _start_from(folder: Path, sae: TrainingSAE[Any]) -> None:
-    """The weights in `folder`, of an SAE of the same shape on activations of the same scale."""
+    """The weights in `folder`, of an SAE of the same shape on activations of the same scale.
+
+    A checkpoint or a finished SAE of the same architecture; a Gated SAE may also start as a
+    baseline SAE, such as one whose magnitudes are to be rescaled and shifted.
+    """
+    if isinstance(sae, PaperTrainingSAE) and sae.data_start is not None:
+        raise GatedError(
+            f"sae.start: data would set anew what is taken over from {folder}; leave out one of "
+            "sae.start and from_pretrained_path."
+        )
     cfg = read_json(folder / "cfg.json")
+    from_baseline = isinstance(sae, GatedTrainingSAE) and cfg.get("architecture") == BASELINE
+    finished = sae.cfg.get_inference_config_class().architecture()
+    is_kin = from_baseline or cfg.get("architecture") == finished
     for key in ("architecture", "d_in", "d_sae", "normalize_activations"):
         ours = sae.cfg.to_dict()[key]
-        if cfg.get(key) != ours:
+        if cfg.get(key) != ours and not (key == "architecture" and is_kin):
             raise GatedError(
                 f"from_pretrained_path {folder} has {key} = {cfg.get(key)!r}, but the recipe says "
                 f"{ours!r}; give --set sae.{key}={cfg.get(key)}."
             )
     try:
-        sae.load_weights_from_checkpoint(folder)
+        if from_baseline:
+            sae.load_state_dict(as_gated(load_file(folder / WEIGHTS)))
+        else:
+            sae.load_weights_from_checkpoint(folder)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise GatedError(
             f"The SAE in {folder} cannot be read ({' '.join(str(error).split())}); give another "
@@ -157,13 +192,13 @@ def _start_from(folder: Path, sae: TrainingSAE[Any]) -> None:
 
 
 def _estimate_scaling(trainer: SAETrainer[Any, Any], stream: ActivationStream) -> None:
-    """As SAELens' `fit` does, but the batches are not used up."""
+    """As SAELens' `fit` does, but the batches are not used up; a scaling that is there is kept."""
     kind = trainer.sae.cfg.normalize_activations
     estimate = {
         "expected_average_only_in": trainer.activation_scaler.estimate_scaling_factor,
         "covariance_whitening": trainer.activation_scaler.estimate_whitening,
     }.get(kind)
-    if estimate is not None:
+    if estimate is not None and trainer.activation_scaler == ActivationScaler():
         estimate(
             d_in=trainer.sae.cfg.d_in,
             data_provider=stream,
@@ -177,7 +212,7 @@ def _fit(
     total = trainer.cfg.total_training_steps
     log_every = max(1, total // LOG_LINES)
     with (
-        _stop_requests() as stop,
+        stop_requests() as stop,
         TrainingLog(run.training_log, trainer.n_training_steps) as log,
         Progress("Training", total, trainer.n_training_steps, quiet=quiet) as progress,
     ):
@@ -212,7 +247,7 @@ def _step(run: Run, trainer: SAETrainer[Any, Any], stream: ActivationStream) -> 
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[int]]:
+def stop_requests() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM, so that a step is never cut in two."""
     received: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
@@ -224,7 +259,7 @@ def _stop_requests() -> Iterator[list[int]]:
             signal.signal(kind, handler)
 
 
-def _finish(run: Run, trainer: SAETrainer[Any, Any], recipe: Recipe) -> None:
+def finish(run: Run, trainer: SAETrainer[Any, Any], recipe: Recipe) -> None:
     """Fold the activation scaling into the weights and save the SAE for inference."""
     scaler, sae = trainer.activation_scaler, trainer.sae
     if scaler.scaling_factor is not None:

@@ -7,7 +7,7 @@ runs/x/
   checkpoints/step_*/       the last good checkpoint, while training
   sae/                      the trained SAE as SAELens saves it, activation scaling folded in
   evaluation.json           the figures on held-out text
-  features.safetensors      per feature [d_sae]: how often it fired, on how many tokens
+  features.safetensors      per feature [d_sae]: firing rate, mean magnitude, θ, encoder–decoder cosine
   activations.safetensors   a few held-out activations [rows, d_in], to compare features on
   plots/                    png
   publication/              what was pushed: one folder per SAE, card, index

@@ -11,8 +11,8 @@ import torch
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
+from gated_plugin.paper_sae import PaperTrainingSAE, mean_l0
 from gated_plugin.runs import beside
-from gated_plugin.training import GatedTrainingSAE, mean_l0
 
 
 class TrainingLog:
@@ -54,15 +54,22 @@ def figures_of(trainer: SAETrainer[Any, Any], output: TrainStepOutput) -> dict[s
         "alive": 1 - trainer.dead_neurons.float().mean().item(),
         **{name: value.item() for name, value in output.losses.items()},
         **_engine_choice(trainer.sae),
+        **_resampling(trainer.sae),
     }
 
 
 def _engine_choice(sae: TrainingSAE[Any]) -> dict[str, Any]:
     """What served the step, where it is a SAE of ours."""
-    if not isinstance(sae, GatedTrainingSAE):
+    if not isinstance(sae, PaperTrainingSAE):
         return {}
     choice = sae.engine_choice
     return {"engine": choice.impl, "screened": choice.screened, "gate_density": choice.density}
+
+
+def _resampling(sae: TrainingSAE[Any]) -> dict[str, Any]:
+    """Features resampled since the start, and the factor on `lr`, where the run resamples."""
+    resampler = sae.resampler if isinstance(sae, PaperTrainingSAE) else None
+    return {} if resampler is None else resampler.metrics
 
 
 def live_line(figures: dict[str, Any]) -> str:

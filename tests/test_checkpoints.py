@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from gated_plugin import GatedTrainingSAE, checkpoints, runner, sources
 from gated_plugin.activations import ActivationStream
 from gated_plugin.errors import GatedError
+from gated_plugin.non_finite import NonFiniteLossError
 from gated_plugin.recipes import Recipe
 from gated_plugin.runner import train
 from gated_plugin.runs import Run
-from gated_plugin.training import NonFiniteLossError
 
 pytestmark = pytest.mark.usefixtures("unpacked_once", "one_thread")
 

@@ -108,12 +108,13 @@ def test_the_saved_sae_loads_and_its_decoder_is_of_unit_norm(
 
 def test_the_scaling_is_folded_into_the_weights(tiny: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(tiny, ["sae.normalize_activations=covariance_whitening"])
-    trainer, stream = runner._trainer(recipe)
-    runner._prepare(trainer, stream, recipe)
+    stream = runner.open_stream(recipe)
+    trainer = runner.new_trainer(recipe, stream)
+    runner.prepare(trainer, stream, recipe)
     x = next(stream)
     with torch.no_grad():
         before = trainer.sae.encode(trainer.activation_scaler(x)) > 0
-    runner._finish(Run(tmp_path), trainer, recipe)
+    runner.finish(Run(tmp_path), trainer, recipe)
     with torch.no_grad():
         after = SAE.load_from_disk(tmp_path / "sae").encode(x) > 0
     assert (before == after).float().mean() > 0.999

@@ -32,7 +32,7 @@ def write(source: Source, norms: Tensor, folder: Path) -> None:
     weights = source.weights
     slope = weights.r_mag.exp() * norms
     b_enc = rounded(weights.b_mag * norms, "F32", "b_enc")
-    threshold = (b_enc.double() - slope * weights.b_gate).clamp_min(0)
+    theta = threshold(b_enc.double(), slope, weights.b_gate)
     write_tensors(
         folder / WEIGHTS,
         {
@@ -40,10 +40,15 @@ def write(source: Source, norms: Tensor, folder: Path) -> None:
             "W_dec": scaled(weights.W_dec, "F32", rows=1 / norms),
             "b_dec": whole(rounded(weights.b_dec, "F32", "b_dec")),
             "b_enc": whole(b_enc),
-            "threshold": whole(rounded(threshold, "F32", "threshold")),
+            "threshold": whole(rounded(theta, "F32", "threshold")),
         },
     )
     saelens.write_cfg(source, folder, JumpReLUSAEConfig)
+
+
+def threshold(b_mag: Tensor, slope: Tensor, b_gate: Tensor) -> Tensor:
+    """θ [d_sae], with `slope` exp(r_mag); 0 where the ReLU decides."""
+    return (b_mag - slope * b_gate).clamp_min(0)
 
 
 def parts(folder: Path) -> Parts:

@@ -19,7 +19,7 @@ from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.densify import densify
 from gated_plugin.engine.dispatch import DENSE, DENSEST_ENCODE, Choice, choose, find_support
 from gated_plugin.engine.first_order import first_order
-from gated_plugin.engine.support import EncoderWeights, Support
+from gated_plugin.engine.support import EncoderWeights
 
 
 def encode(
@@ -51,11 +51,24 @@ def encode_either(
     found = find_support(x_BN, weights, choice)
     if found is not None:
         operations, support = found
-        values = _Magnitude.apply(operations, support, x_BN, *weights)
+        values = on_support(operations, support.codes, support.pre_K, x_BN, weights)
         return support.codes.with_values(values), choice
     if choice.impl not in DENSE:
         choice = choice._replace(impl="dense", screened=False)
     return reference.encode(x_BN, weights), choice
+
+
+def on_support(
+    operations: ModuleType, codes: SparseCodes, pre_K: Tensor, x_BN: Tensor, weights: EncoderWeights
+) -> Tensor:
+    """The values [K] of `codes`, which are f of x, differentiable once in x and the weights.
+
+    Args:
+        operations: of the implementation that found the support.
+        pre_K: π = x · w of every entry.
+    """
+    values: Tensor = _Magnitude.apply(operations, codes, pre_K, x_BN, *weights)
+    return values
 
 
 class _Magnitude(torch.autograd.Function):
@@ -65,17 +78,17 @@ class _Magnitude(torch.autograd.Function):
     def forward(
         ctx: Any,
         operations: ModuleType,
-        support: Support,
+        codes: SparseCodes,
+        pre_K: Tensor,
         x_BN: Tensor,
         W_enc_NM: Tensor,
         b_gate_M: Tensor,
         b_mag_M: Tensor,
         r_mag_M: Tensor,
     ) -> Tensor:
-        codes = support.codes
         ctx.operations, ctx.shape = operations, codes.shape
         ctx.save_for_backward(
-            x_BN, W_enc_NM, r_mag_M, codes.offsets, codes.features, codes.values, support.pre_K
+            x_BN, W_enc_NM, r_mag_M, codes.offsets, codes.features, codes.values, pre_K
         )
         return codes.values.clone()
 
@@ -88,12 +101,12 @@ class _Magnitude(torch.autograd.Function):
         d_magnitude = d_values * (values > 0)
         d_pre = d_magnitude * r_mag_M.exp()[features]
         d_x = d_W = d_b_mag = d_r_mag = None
-        if needs[2]:
+        if needs[3]:
             zero = x_BN.new_zeros(x_BN.shape[1])
             d_x = operations.decode(codes.with_values(d_pre), W_MN, zero)
-        if any(needs[3:]):
+        if any(needs[4:]):
             by = operations.sort_by_feature(codes)
             d_W = operations.sum_by_feature(by, d_pre, x_BN, W_MN.new_empty(W_MN.shape)).T
             d_b_mag = operations.total_by_feature(by, d_magnitude)
             d_r_mag = operations.total_by_feature(by, d_pre * pre_K)
-        return None, None, d_x, d_W, None, d_b_mag, d_r_mag
+        return None, None, None, d_x, d_W, None, d_b_mag, d_r_mag

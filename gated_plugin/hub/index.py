@@ -91,6 +91,7 @@ def entry(recipe: Recipe, figures: dict[str, Any]) -> Entry:
     """
     config = recipe.runner_config()
     sae = config.sae
+    ablations = [f"{name}: {value}" for name, value in sae.ablated.items()]
     return without_machine_paths(
         {
             "architecture": sae.architecture(),
@@ -114,6 +115,7 @@ def entry(recipe: Recipe, figures: dict[str, Any]) -> Entry:
                 "dtype": config.dtype,
                 "seed": config.seed,
                 "settings": _digest({**recipe.runner, "sae": recipe.sae}),
+                **({"ablations": ablations} if ablations else {}),
             },
             "evaluation": {
                 "dataset": figures["dataset_path"],

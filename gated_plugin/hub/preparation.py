@@ -45,6 +45,8 @@ def prepare(
     siblings = [] if index_before is None else index.entries_of(index_before, repo_id)
     siblings = [entry for entry in siblings if f"{entry['id']}/{CFG}" in remote]
     recipes = [Recipe.load(run.recipe) for run in opened]
+    for run, recipe in zip(opened, recipes, strict=True):
+        _require_gated(run, recipe.sae["architecture"])
     plans = [require_publishable(recipe, _is_gated) for recipe in recipes]
     drafts = _drafts(opened, recipes, siblings)
     made = {draft["id"] for draft in drafts}
@@ -67,6 +69,22 @@ def prepare(
         "sae_ids": [entry["id"] for entry in entries],
         "max_abs_diff": max(entry["compared"]["float64"] for entry in entries),
     }
+
+
+def _require_gated(run: Run, architecture: str) -> None:
+    """Only our Gated SAEs are published from here, and only what plain SAELens can load."""
+    if architecture == "gated_untied":
+        raise GatedError(
+            f"{run.path} holds a gated_untied SAE, an ablation whose second encoder plain SAELens "
+            "has no place for, so that nobody could load it without this package; push a run of "
+            "architecture gated."
+        )
+    if architecture != "gated":
+        raise GatedError(
+            f"{run.path} holds an SAE trained as {architecture}, and a card made here describes "
+            "Gated SAEs trained by this package; publish it with upload_saes_to_huggingface of "
+            "SAELens."
+        )
 
 
 def _drafts(

@@ -40,7 +40,20 @@ def hasten_adam(*weights: nn.Parameter) -> None:
     for weight in weights:
         _ours[weight] = True
     if not _listening:
-        _listening.append(register_optimizer_step_pre_hook(_before_step))
+        listen_last()
+
+
+def listen_last() -> None:
+    """Hear of every step after all hooks that are there by now: what they set, it steps by."""
+    while _listening:
+        _listening.pop().remove()
+    _listening.append(register_optimizer_step_pre_hook(_before_step))
+
+
+def settle(optimizer: Optimizer) -> None:
+    """Bring all second moments up to date, for who is about to change rows of them."""
+    if optimizer in _prepared:
+        _prepared[optimizer].pay_all(optimizer)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -10,8 +10,9 @@ from sae_lens.saes.sae import TrainStepInput
 
 from gated_plugin import GatedTrainingSAE, GatedTrainingSAEConfig
 from gated_plugin.errors import GatedError
+from gated_plugin.non_finite import NonFiniteLossError
+from gated_plugin.paper_sae import STATE_FILENAME, mean_l0
 from gated_plugin.trainer_hooks.l0_target import L0Target
-from gated_plugin.training import STATE_FILENAME, NonFiniteLossError, mean_l0
 
 
 def test_lambda_rises_while_too_many_features_fire_and_falls_while_too_few():

@@ -213,6 +213,7 @@ def _normalisation(entry: Entry) -> str:
 # An empty text: the SAE has no such setting.
 _SETTINGS: dict[str, Callable[[Entry], str]] = {
     "architecture": lambda entry: code(facts.text(entry, "architecture")),
+    "ablations": lambda entry: ", ".join(map(code, facts.texts(entry, "training.ablations"))),
     "input dimensions": lambda entry: _count(entry, "weights.d_in"),
     "trained on": _tokens("training"),
     "context": _context,
