@@ -41,7 +41,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         elif not self.quiet and kind is None:
-            self._print(f"{self.title}: done in {_clock(self._elapsed())}{self._moved()}")
+            self._print(f"{self.title}: done in {clock(self._elapsed())}{self._moved()}")
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of `total` are finished; `note` is shown beside."""
@@ -67,7 +67,7 @@ class Progress:
         moved = self.done - self.start
         if moved <= 0:
             return ""
-        return f", {_clock(self._elapsed() / moved * (self.total - self.done))} left"
+        return f", {clock(self._elapsed() / moved * (self.total - self.done))} left"
 
     def _print(self, line: str) -> None:
         print(line.rstrip(), file=sys.stderr, flush=True)
@@ -104,7 +104,8 @@ def _bar(unit: str) -> Any:  # rich is imported only where a bar is drawn
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`3:20` or `1:03:20`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

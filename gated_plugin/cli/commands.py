@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from gated_plugin.cli.output import answer, chosen, error
+from gated_plugin.cli.output import Output, answer, chosen, error
 
 app = typer.Typer(
     name="gated-hub",
@@ -78,20 +78,25 @@ def train(
 
 
 @app.command("eval")
-def evaluate(run: RunPath, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def evaluate(run: RunPath, set_: Set = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Evaluate a run's SAE on held-out text: L0, loss recovered, γ, alive, CE, FVU.
 
-    gated-hub eval runs/quickstart
+    gated-hub eval runs/quickstart --set evaluation.tokens=100_000
     """
     from gated_plugin.recipes import Recipe
     from gated_plugin.runs import Run
     from gated_plugin.science.evaluation import evaluate as run_evaluation
+    from gated_plugin.science.held_out import require_for_evaluation
     from gated_plugin.science.plots import draw
 
     opened = Run.open(run)
-    figures = run_evaluation(opened, Recipe.load(opened.recipe), quiet=silenced(as_json, quiet))
+    require_for_evaluation(set_ or ())
+    recipe = Recipe.load(opened.recipe, set_ or ())
+    found = run_evaluation(opened, recipe, quiet=silenced(as_json, quiet))
     draw(opened)
-    answer(chosen(as_json, quiet), asdict(figures), f"{run} on {figures.dataset_path}")
+    output = chosen(as_json, quiet)
+    figures = _with_intervals(asdict(found)) if output is Output.human else asdict(found)
+    answer(output, figures, f"{run} on {found.dataset_path}")
 
 
 @app.command()
@@ -131,6 +136,19 @@ def doctor(as_json: AsJson = False) -> None:
             for problem in found.problems:
                 error(problem)
         raise typer.Exit(1)
+
+
+def _with_intervals(figures: dict[str, Any]) -> dict[str, Any]:
+    """Each figure's interval beside it instead of after it, for people."""
+    shown: dict[str, Any] = {}
+    for key, value in figures.items():
+        name = key.removesuffix("_interval")
+        if name == key:
+            shown[name] = value
+        elif value is not None:
+            low, high = value
+            shown[name] = f"{shown[name]:.4g}  (95 %: {low:.4g} to {high:.4g})"
+    return shown
 
 
 def silenced(as_json: bool, quiet: bool) -> bool:

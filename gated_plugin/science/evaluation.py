@@ -1,40 +1,62 @@
-"""`gated-hub eval`: a trained SAE on held-out text, spliced into its language model."""
+"""`gated-hub eval`: trained SAEs on held-out text, spliced into their language model.
+
+SAEs of one hook point are measured together: the passes that need no SAE, with the activations left
+alone and zeroed, run once for all of them.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens.saes.sae import SAE
-from sae_lens.training.activations_store import ActivationsStore
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gated_plugin import sources
-from gated_plugin.activations import open_store
+from gated_plugin.architecture import GatedBase
+from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.errors import GatedError
 from gated_plugin.progress import Progress
 from gated_plugin.recipes import Recipe
 from gated_plugin.runs import Run, beside, read_json, write_json
-from gated_plugin.science.metrics import ReconstructionSums, loss_recovered
+from gated_plugin.science.held_out import HeldOut
+from gated_plugin.science.intervals import Interval
+from gated_plugin.science.metrics import Batch, SaeSums, TextSums
+from gated_plugin.science.splice import Passes, Place, entry
+from gated_plugin.science.weight_figures import weight_figures
 
 RECORDED_ACTIVATIONS = 256
+FEATURES_AT_ONCE = 1 << 26
+"""Entries of dense features in memory at once: 256 MB in float32."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Figures on held-out text; cross-entropies in nats per token, over what follows the tokens
-    that the SAE is for."""
+    that the SAE is for. Intervals are of 95 %, bootstrapped over sequences (`intervals`), and None
+    for a single sequence. `metrics` has the formulas."""
 
     l0: float
+    l0_interval: Interval | None
     loss_recovered: float | None
+    loss_recovered_interval: Interval | None
     gamma: float | None
+    gamma_interval: Interval | None
     alive: float
+    n_dead: int
+    """Features that never fired; the others are alive."""
+    n_dense: int
+    """Features that fired on more than a tenth of the tokens."""
     fvu: float | None
+    fvu_interval: Interval | None
+    encoder_decoder_cosine: float | None
+    """Mean over the alive features; None where none is, or where there is no encoder."""
     ce_clean: float
     ce_sae: float
     ce_zero: float
@@ -43,47 +65,18 @@ class Evaluation:
     dataset_path: str
     context_size: int
     seconds: float
+    """Of the whole measurement; SAEs that were measured together share it."""
 
 
 class Measurement(NamedTuple):
-    """Figures, and the sums over the tokens that they are made of."""
+    """What one SAE makes of a text."""
 
     evaluation: Evaluation
-    totals: _Totals
-
-
-class Splice:
-    """Replaces a hook point's activations, where `mask` [prompts, context] says so."""
-
-    def __init__(self, sae: SAE[Any], head: int | None, mask: Tensor) -> None:
-        self.sae, self.head, self.mask = sae, head, mask
-        self.x = self.x_hat = self.features = torch.empty(0)
-
-    def reconstruction(self, activation: Tensor, hook: Any) -> Tensor:
-        """The hook that puts x̂ in; keeps x, x̂ and the features [masked tokens, …]."""
-        self.x = self._flat(activation)[self.mask].float().to(self.sae.device)
-        self.features = self.sae.encode(self.x)
-        self.x_hat = self.sae.decode(self.features)
-        return self._put(activation, self.x_hat)
-
-    def zero(self, activation: Tensor, hook: Any) -> Tensor:
-        """The hook that puts zeros in."""
-        return self._put(activation, torch.zeros_like(self.x))
-
-    def _flat(self, activation: Tensor) -> Tensor:
-        """[prompts, context, d_in], heads concatenated as SAELens' store does."""
-        if self.head is not None:
-            return activation[:, :, self.head]
-        return activation.flatten(2)
-
-    def _put(self, activation: Tensor, values: Tensor) -> Tensor:
-        replaced = activation.clone()
-        flat = self._flat(activation).clone()
-        flat[self.mask] = values.to(flat)
-        if self.head is not None:
-            replaced[:, :, self.head] = flat
-            return replaced
-        return flat.view_as(activation)
+    features: dict[str, Tensor]
+    """Per feature, float32 [d_sae]: `firing_rate`, `mean_magnitude` where it fires; where the
+    architecture has them also `theta` and `encoder_decoder_cosine` (`weight_figures`)."""
+    activations: Tensor
+    """The first activations of the text [rows, d_in], to compare features on."""
 
 
 def evaluate(run: Run, recipe: Recipe, *, quiet: bool = False) -> Evaluation:
@@ -93,11 +86,27 @@ def evaluate(run: Run, recipe: Recipe, *, quiet: bool = False) -> Evaluation:
         GatedError: the run has no trained SAE, the held-out text is shorter than one batch or holds
             no token that the SAE is for, or the losses are not finite.
     """
-    run.require_trained()
-    with run.alone():
-        measured = measure(load_sae(run), recipe, quiet=quiet)
-        _write(run, *measured)
-    return measured.evaluation
+    return evaluate_all([run], recipe, quiet=quiet)[0]
+
+
+def evaluate_all(runs: Sequence[Run], recipe: Recipe, *, quiet: bool = False) -> list[Evaluation]:
+    """Evaluate the SAEs of several runs off shared passes; each run gets its own figures.
+
+    Args:
+        runs: different ones; but for the SAE, the recipe of all of them is `recipe`.
+
+    Raises:
+        GatedError: as `evaluate`; then nothing is written into any run.
+    """
+    for run in runs:
+        run.require_trained()
+    with ExitStack() as alone:
+        for run in runs:
+            alone.enter_context(run.alone())
+        measured = measure_all({str(run.path): load_sae(run) for run in runs}, recipe, quiet=quiet)
+        for run in runs:
+            _write(run, measured[str(run.path)])
+    return [measurement.evaluation for measurement in measured.values()]
 
 
 def measure(sae: SAE[Any], recipe: Recipe, *, quiet: bool = False) -> Measurement:
@@ -106,68 +115,137 @@ def measure(sae: SAE[Any], recipe: Recipe, *, quiet: bool = False) -> Measuremen
     Raises:
         GatedError: as `evaluate`.
     """
+    return measure_all({"the SAE": sae}, recipe, quiet=quiet)["the SAE"]
+
+
+def measure_all(
+    saes: Mapping[str, SAE[Any]], recipe: Recipe, *, quiet: bool = False
+) -> dict[str, Measurement]:
+    """What several SAEs of one hook point make of the recipe's held-out text; writes nothing.
+
+    Args:
+        saes: of any architecture and width, by name; what stands in for an SAE, such as
+            `pursuit.PursuitSAE`, will do.
+        recipe: of it are used the language model, its hook point, and the held-out text.
+
+    Raises:
+        GatedError: as `evaluate`; for one SAE of several it says which.
+    """
     started = time.monotonic()
     cfg = recipe.runner_config()
     sources.require_devices(cfg)
-    sae.to(cfg.device).turn_off_forward_pass_hook_z_reshaping()  # `Splice` concatenates the heads
+    for sae in saes.values():
+        sae.to(cfg.device).turn_off_forward_pass_hook_z_reshaping()  # `Place` concatenates heads
     model = sources.language_model(cfg)
-    store = _held_out_store(recipe, cfg, model)
-    batches = list(_held_out(store, recipe))
-    totals = _Totals(ReconstructionSums(sae.cfg.d_in, sae.cfg.d_sae))
-    with Progress("Evaluating", len(batches), quiet=quiet) as progress:
-        for done, tokens in enumerate(batches, 1):
-            splice = Splice(sae, cfg.hook_head_index, _mask(tokens, store))
-            totals.update(splice, _cross_entropies(model, cfg, tokens, splice))
+    text = HeldOut(recipe, cfg, model)
+    measuring = _Measuring(saes)
+    begin = entry(model, cfg)
+    with Progress("Evaluating", len(text.batches), quiet=quiet) as progress:
+        for done, tokens in enumerate(text.batches, 1):
+            place = Place(cfg.hook_head_index, text.mask(tokens))
+            measuring.take(Passes(model, cfg, tokens, begin), place)
             progress.update(done)
-    ce_clean, ce_sae, ce_zero = totals.cross_entropies()
-    figures = totals.sums.figures()
-    evaluation = Evaluation(
-        l0=figures.l0,
-        loss_recovered=loss_recovered(ce_clean, ce_sae, ce_zero),
-        gamma=figures.gamma,
-        alive=figures.alive,
-        fvu=figures.fvu,
-        ce_clean=ce_clean,
-        ce_sae=ce_sae,
-        ce_zero=ce_zero,
-        tokens_evaluated=figures.tokens,
-        tokens_trained=cfg.total_training_steps * cfg.train_batch_size_tokens,
-        dataset_path=recipe.evaluation.dataset_path,
-        context_size=cfg.context_size,
-        seconds=round(time.monotonic() - started, 1),
-    )
-    return Measurement(evaluation, totals)
+    return {name: measuring.result(name, recipe, cfg, started) for name in saes}
 
 
-@dataclass
-class _Totals:
+class _Measuring:
     """What is summed over the batches."""
 
-    sums: ReconstructionSums
-    losses: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
-    predicted: int = 0
-    recorded: Tensor = field(default_factory=lambda: torch.empty(0))
+    def __init__(self, saes: Mapping[str, SAE[Any]]) -> None:
+        self.saes = saes
+        self.text = TextSums()
+        self.sums = {name: SaeSums(sae.cfg.d_sae) for name, sae in saes.items()}
+        self.recorded = torch.empty(0)
 
-    def update(self, splice: Splice, losses: Tensor) -> None:
-        self.sums.update(splice.x, splice.x_hat, splice.features)
-        self.losses += losses
-        self.predicted += int(splice.mask[:, :-1].sum())
+    @torch.no_grad()
+    def take(self, passes: Passes, place: Place) -> None:
+        """One batch."""
+        x = place.take(passes.activation)
+        sequence = place.mask.nonzero()[:, 0]
+        zeroed = passes.with_activation(place.put(passes.activation, 0.0))
+        self.text.update(
+            Batch(x, sequence, len(place.mask)),
+            place.mask[:, :-1].sum(1).cpu(),
+            place.summed(passes.clean),
+            place.summed(zeroed),
+        )
+        for name, sae in self.saes.items():
+            batch = Batch(x.to(sae.device), sequence.to(sae.device), len(place.mask))
+            x_hat = self._reconstruct(name, batch, place.mask.shape[1])
+            spliced = passes.with_activation(place.put(passes.activation, x_hat))
+            self.sums[name].splice(place.summed(spliced))
         if len(self.recorded) < RECORDED_ACTIVATIONS:
-            self.recorded = torch.cat([self.recorded, splice.x.cpu()])[:RECORDED_ACTIVATIONS]
+            self.recorded = torch.cat([self.recorded, x.cpu()])[:RECORDED_ACTIVATIONS]
 
-    def cross_entropies(self) -> list[float]:
+    def _reconstruct(self, name: str, batch: Batch, context: int) -> Tensor:
+        sae, sums = self.saes[name], self.sums[name]
+        x_hats = []
+        for part in batch.parts(max(1, FEATURES_AT_ONCE // (context * sae.cfg.d_sae))):
+            codes, x_hat = coded(sae, part.x_TN)
+            sums.update(part, codes, x_hat)
+            x_hats.append(x_hat)
+        return torch.cat(x_hats)
+
+    def result(
+        self, name: str, recipe: Recipe, cfg: LanguageModelSAERunnerConfig[Any], started: float
+    ) -> Measurement:
+        """The figures of one SAE."""
+        ce_clean, ce_sae, ce_zero = self._cross_entropies(name)
+        sums = self.sums[name]
+        figures = sums.figures(self.text)
+        of_weights = weight_figures(self.saes[name])
+        features = {
+            "firing_rate": (sums.fired / figures.tokens).float(),
+            "mean_magnitude": (sums.magnitude / sums.fired.clamp_min(1)).float(),
+            **of_weights,
+        }
+        cosine = of_weights.get("encoder_decoder_cosine")
+        evaluation = Evaluation(
+            **figures.flat(),
+            encoder_decoder_cosine=_mean(cosine, sums.fired > 0),
+            ce_clean=ce_clean,
+            ce_sae=ce_sae,
+            ce_zero=ce_zero,
+            tokens_evaluated=figures.tokens,
+            tokens_trained=cfg.total_training_steps * cfg.train_batch_size_tokens,
+            dataset_path=recipe.evaluation.dataset_path,
+            context_size=cfg.context_size,
+            seconds=round(time.monotonic() - started, 1),
+        )
+        return Measurement(evaluation, features, self.recorded)
+
+    def _cross_entropies(self, name: str) -> list[float]:
         """Left alone, spliced, zeroed; in nats per token."""
-        if not self.predicted:
+        text = self.text.total
+        if not text.predicted:
             raise GatedError(
                 "The held-out text has no token that the SAE is for, by seqpos_slice and "
                 "exclude_special_tokens; give another evaluation.dataset_path."
             )
-        if not self.losses.isfinite().all():
+        losses = torch.stack([text.clean[0], self.sums[name].spliced, text.zero[0]])
+        if not losses.isfinite().all():
             raise GatedError(
-                "The loss on the held-out text is not finite (left alone, spliced, zeroed: "
-                f"{self.losses.tolist()}); nothing was written: mend model, SAE or dataset."
+                f"The loss on the held-out text is not finite (left alone, with {name} spliced in, "
+                f"zeroed: {losses.tolist()}); nothing was written: mend model, SAE or dataset."
             )
-        return (self.losses / self.predicted).tolist()
+        return (losses / text.predicted).tolist()
+
+
+def _mean(values: Tensor | None, among: Tensor) -> float | None:
+    if values is None or not among.any():
+        return None
+    return values[among].mean().item()
+
+
+def coded(sae: Any, x: Tensor) -> tuple[SparseCodes, Tensor]:
+    """Codes, and reconstructions [tokens, d_in], of activations [tokens, d_in]."""
+    if isinstance(sae, GatedBase):
+        codes = sae.encode_sparse(x)
+        return codes, sae.decode(codes)
+    features = sae.encode(x)
+    sparse = features.layout != torch.strided
+    codes = SparseCodes.from_sparse(features) if sparse else SparseCodes.from_dense(features)
+    return codes, sae.decode(features)
 
 
 def load_sae(run: Run) -> SAE[Any]:
@@ -186,71 +264,9 @@ def load_sae(run: Run) -> SAE[Any]:
         ) from error
 
 
-def _held_out_store(
-    recipe: Recipe, cfg: LanguageModelSAERunnerConfig[Any], model: Any
-) -> ActivationsStore:
-    plan = recipe.evaluation
-    rows = sources.token_rows(plan.dataset_path, plan.split, streaming=cfg.streaming)
-    return open_store(model, rows, cfg)
-
-
-def _held_out(store: ActivationsStore, recipe: Recipe) -> Iterator[Tensor]:
-    """Batches of prompts [batch_size_prompts, context_size], up to the planned tokens."""
-    plan = recipe.evaluation
-    wanted = max(1, plan.tokens // (plan.batch_size_prompts * store.context_size))
-    for made in range(wanted):
-        try:
-            yield store.get_batch_tokens(plan.batch_size_prompts, raise_at_epoch_end=True)
-        except StopIteration:
-            if made == 0:
-                raise GatedError(
-                    f"{plan.dataset_path} holds less than one batch of "
-                    f"{plan.batch_size_prompts} prompts; lower evaluation.batch_size_prompts."
-                ) from None
-            return
-
-
-def _mask(tokens: Tensor, store: ActivationsStore) -> Tensor:
-    """Positions that the SAE was trained for: its slice of the context, special tokens or not."""
-    mask = torch.zeros_like(tokens, dtype=torch.bool)
-    mask[:, slice(*store.seqpos_slice)] = True
-    if store.exclude_special_tokens is not None:
-        mask &= ~torch.isin(tokens, store.exclude_special_tokens.to(tokens.device))
-    return mask
-
-
-@torch.no_grad()
-def _cross_entropies(
-    model: Any, cfg: LanguageModelSAERunnerConfig[Any], tokens: Tensor, splice: Splice
-) -> Tensor:
-    """Cross-entropy of what follows each masked token, summed: left alone, spliced, zeroed."""
-    hooks: list[list[tuple[str, Any]]] = [
-        [],
-        [(cfg.hook_name, splice.reconstruction)],
-        [(cfg.hook_name, splice.zero)],
-    ]
-    sums = []
-    for pairs in hooks:
-        _, losses = model.run_with_hooks(
-            tokens,
-            return_type="both",
-            loss_per_token=True,
-            prepend_bos=False,
-            fwd_hooks=pairs,
-            **cfg.model_kwargs,
-        )
-        sums.append(losses[splice.mask[:, :-1]].double().sum())
-    return torch.stack(sums).cpu()
-
-
-def _write(run: Run, evaluation: Evaluation, totals: _Totals) -> None:
-    sums = totals.sums
-    features = {
-        "firing_rate": (sums.fired / sums.tokens).float(),
-        "mean_magnitude": (sums.magnitude / sums.fired.clamp_min(1)).float(),
-    }
+def _write(run: Run, measured: Measurement) -> None:
     with beside(run.features) as unfinished:
-        save_file(features, unfinished)
+        save_file(measured.features, unfinished)
     with beside(run.activations) as unfinished:
-        save_file({"activations": totals.recorded}, unfinished)
-    write_json(run.evaluation, asdict(evaluation))
+        save_file({"activations": measured.activations}, unfinished)
+    write_json(run.evaluation, asdict(measured.evaluation))

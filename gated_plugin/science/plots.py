@@ -46,7 +46,7 @@ def _training(run: Run) -> Path:
         axis.grid(alpha=0.3)
     axes[2].set_ylim(0, 1.02)
     figure.suptitle(f"Training of {run.name}")
-    return _save(figure, run.plots / "training.png")
+    return save(figure, run.plots / "training.png")
 
 
 def _features(run: Run) -> Path:
@@ -71,14 +71,15 @@ def _features(run: Run) -> Path:
         f"{_three_digits(evaluation['loss_recovered'])}, γ {_three_digits(evaluation['gamma'])}, "
         f"{alive.sum()} of {len(rates)} features alive"
     )
-    return _save(figure, run.plots / "features.png")
+    return save(figure, run.plots / "features.png")
 
 
 def _three_digits(ratio: float | None) -> str:
     return "–" if ratio is None else f"{ratio:.3f}"
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as png, and forget it."""
     from matplotlib import pyplot
 
     with beside(path) as unfinished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from gated_hub_process import Command, Ended
 GatedHub = Callable[..., Ended]
 
 COMMANDS = ["train", "eval", "demo", "doctor", "push", "pull", "list", "show", "verify"]
-COMMANDS += ["card", "convert", "serve"]
+COMMANDS += ["card", "convert", "serve", "plan", "sweep"]
 
 # Prints the help, then on another line what was imported and the seconds of CPU that it took.
 HELP = """
@@ -61,7 +62,8 @@ def test_help_takes_under_half_a_second_and_imports_nothing_heavy(words: list[st
 
 
 def test_every_command_is_tested_for_its_help() -> None:
-    from gated_plugin.cli.hub_commands import app
+    import gated_plugin.cli.plan_command  # noqa: F401
+    from gated_plugin.cli.science_commands import app
 
     names = {info.name or info.callback.__name__ for info in app.registered_commands}
     assert names == set(COMMANDS)
@@ -108,6 +110,18 @@ def test_people_get_figures_and_the_next_command(
     for name in ("l0", "loss_recovered", "gamma", "alive", "ce_clean", "tokens_evaluated"):
         assert f"  {name} " in shown
     assert "2,048" in shown
+    assert re.search(r"  loss_recovered +\S+  \(95 %: \S+ to \S+\)", shown)
+    assert "_interval" not in shown
+
+
+def test_an_evaluation_takes_other_text_and_no_other_training(
+    gated_hub: GatedHub, trained: tuple[Path, Ended]
+) -> None:
+    out, _ = trained
+    found = gated_hub("eval", out, "--set", "evaluation.tokens=1024", "--json").stdout
+    assert json.loads(found)["tokens_evaluated"] == 1024
+    said = error(gated_hub("eval", out, "--set", "hook_name=blocks.0.hook_resid_pre"))
+    assert "would change what was trained" in said
 
 
 @pytest.mark.parametrize(
