@@ -3,11 +3,13 @@
 A recipe is SAELens' `LanguageModelSAERunnerConfig` written as YAML, by SAELens' own field names,
 with `sae:` for the SAE's configuration and these of ours:
 
-    name, description          what it is
+    name, description, source  what it is, and where its settings are from
+    variants                   settings by name, of which one is chosen (`variants`)
     sae.paper_lambda           λ as the paper prints it; becomes l1_coefficient = λ · d_in
     evaluation                 held-out text (`EvaluationPlan`)
     publish                    licence and base model of the dictionary (`PublishPlan`)
     engine                     how the sparse engine may choose (`engine.options.Options`)
+    sweep                      what `gated-hub sweep` trains (`SweepPlan`)
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gated_plugin.bundled import folder
 from gated_plugin.engine.options import Options
 from gated_plugin.errors import GatedError
+from gated_plugin.recipe_files import find, parted, read
 from gated_plugin.recipe_keys import Keys, coerced
 from gated_plugin.sources import EMBEDDED
 from gated_plugin.strict_yaml import strict_yaml
+from gated_plugin.sweep_plan import SweepPlan
+from gated_plugin.variants import VARIANTS, chosen, put
 
 if TYPE_CHECKING:
     from sae_lens.config import LanguageModelSAERunnerConfig
@@ -74,11 +78,13 @@ class Recipe:
 
     name: str
     description: str
+    source: str
     runner: dict[str, Any]
     sae: dict[str, Any]
     evaluation: EvaluationPlan
     publish: PublishPlan
     engine: Options
+    sweep: SweepPlan
     raw: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -86,18 +92,25 @@ class Recipe:
         """Read a recipe by path, or by name from those that come with the package.
 
         Args:
-            source: `runs/x/recipe.yaml`, `my.yaml`, or `quickstart`.
+            source: `runs/x/recipe.yaml`, `my.yaml`, or `quickstart`; of a recipe with variants one
+                of them, such as `gemma-7b/resid-20-lambda-0.0005` or `my.yaml/wide`.
             overrides: `key=value` texts, such as `sae.l1_coefficient=4`; values are YAML.
 
         Raises:
-            GatedError: missing file, broken YAML, unknown key, a value of the wrong type, or values
-                that cannot go together.
+            GatedError: missing file, broken YAML, no such variant, unknown key, a value of the
+                wrong type, or values that cannot go together.
         """
-        path = find(source)
-        raw = _read(path)
+        called, variant = parted(source)
+        path = find(called)
+        raw = chosen(read(path), variant, called)
         for override in overrides:
             _apply_override(raw, override)
         return _Reader(str(path)).recipe(raw)
+
+    @classmethod
+    def of(cls, raw: dict[str, Any], file: str) -> Recipe:
+        """The recipe that `raw` says, called `file` in errors; raises as `load`."""
+        return _Reader(file).recipe(raw)
 
     @property
     def model_name(self) -> str:
@@ -140,44 +153,15 @@ class Recipe:
         return yaml.safe_dump(self.raw, sort_keys=False, allow_unicode=True)
 
 
-def find(source: str | Path) -> Path:
-    """The file that a path or the name of a bundled recipe means."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    bundled = {file.stem: file for file in sorted(folder("hub_configs").glob("*.yaml"))}
-    if str(source) in bundled:
-        return bundled[str(source)]
-    raise GatedError(
-        f"There is no recipe {str(source)!r}: neither a file of that path nor one of the bundled "
-        f"recipes ({', '.join(bundled)})."
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = strict_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise GatedError(f"{path} is no valid YAML ({error}); mend it.") from None
-    if not isinstance(raw, dict):
-        raise GatedError(f"{path} holds no recipe; write `key: value` lines at its top.")
-    return raw
-
-
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise GatedError(f"--set {override!r} is not of the form key=value.")
-    *sections, last = key.split(".")
-    holder = raw
-    for section in sections:
-        holder = holder.setdefault(section, {})
-        if not isinstance(holder, dict):
-            raise GatedError(f"--set {override!r}: {section!r} is a value, not a section.")
     try:
-        holder[last] = strict_yaml(text)
+        value = strict_yaml(text)
     except ValueError as error:
         raise GatedError(f"--set {override!r}: the value is no valid YAML ({error}).") from None
+    put(raw, key, value, f"--set {override!r}")
 
 
 class _Reader(Keys):
@@ -187,15 +171,19 @@ class _Reader(Keys):
         from sae_lens.config import LanguageModelSAERunnerConfig
 
         runner = {key: value for key, value in raw.items() if key not in _SECTIONS}
+        if VARIANTS in raw:
+            raise GatedError(f"{self.where(VARIANTS)} cannot be set; write them into the file.")
         raw = {"name": Path(self.file).stem, "description": "", **raw}
         recipe = Recipe(
             name=coerced(raw["name"], str, self.where("name")),
             description=coerced(raw["description"], str, self.where("description")).strip(),
+            source=coerced(raw.get("source", ""), str, self.where("source")).strip(),
             runner=self.checked(runner, LanguageModelSAERunnerConfig, "", _SECTIONS),
             sae=self._sae(self._section(raw, "sae")),
             evaluation=self._plan(raw, "evaluation", EvaluationPlan),
             publish=self._plan(raw, "publish", PublishPlan),
             engine=self._plan(raw, "engine", Options),
+            sweep=self._plan(raw, "sweep", SweepPlan),
             raw=raw,
         )
         self._require_consistent(recipe)
@@ -271,4 +259,14 @@ class _Reader(Keys):
 _OF_A_LOADED_MODEL = frozenset({"model_class_name", "model_from_pretrained_kwargs"})
 _NEVER_DEFAULT = ("model_name", "hook_name", "dataset_path")
 """SAELens would train on some layer of a small model of its own choice."""
-_SECTIONS = ("name", "description", "sae", "evaluation", "publish", "engine")
+_SECTIONS = (
+    "name",
+    "description",
+    "source",
+    VARIANTS,
+    "sae",
+    "evaluation",
+    "publish",
+    "engine",
+    "sweep",
+)

@@ -14,8 +14,10 @@ from sae_lens.config import LanguageModelSAERunnerConfig
 from gated_plugin import GatedTrainingSAEConfig
 from gated_plugin.bundled import folder
 from gated_plugin.errors import GatedError
+from gated_plugin.recipe_files import find, read
 from gated_plugin.recipe_keys import REFUSED
 from gated_plugin.recipes import EvaluationPlan, PublishPlan, Recipe
+from gated_plugin.variants import names as names_of_variants
 
 BUNDLED = sorted(path.stem for path in folder("hub_configs").glob("*.yaml"))
 
@@ -25,7 +27,8 @@ def names(config: type) -> set[str]:
 
 
 VALID = (
-    (names(LanguageModelSAERunnerConfig) | {"name", "description", "evaluation", "publish"})
+    names(LanguageModelSAERunnerConfig)
+    | {"name", "description", "source", "variants", "evaluation", "publish"}
     | {f"sae.{name}" for name in names(GatedTrainingSAEConfig) | {"architecture", "paper_lambda"}}
     | {f"evaluation.{name}" for name in names(EvaluationPlan)}
     | {f"publish.{name}" for name in names(PublishPlan)}
@@ -54,8 +57,9 @@ def refusal(source: str | Path, *overrides: str) -> str:
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_every_bundled_recipe_loads_by_its_name(name: str) -> None:
-    recipe = Recipe.load(name)
-    assert recipe.name == name
+    variants = names_of_variants(read(find(name)), name)
+    recipe = Recipe.load(f"{name}/{variants[0]}" if variants else name)
+    assert recipe.name == "-".join([name, *variants[:1]])
     assert recipe.runner_config().sae.architecture() == "gated"
 
 

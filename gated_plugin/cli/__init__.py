@@ -12,7 +12,12 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 def main() -> None:
     """Entry point of the console script: errors are one sentence, `--debug` adds a traceback."""
-    from gated_plugin.cli import hub_commands, output
+    from gated_plugin.cli import (  # noqa: F401 # each adds its commands to the one app
+        output,
+        plan_command,
+        reproduction_command,
+        science_commands,
+    )
     from gated_plugin.errors import GatedError
 
     debug = "--debug" in sys.argv
@@ -20,7 +25,7 @@ def main() -> None:
         _hush()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # so that `with` ends
     try:
-        hub_commands.app()
+        reproduction_command.app()
     except GatedError as error:
         if debug:
             raise

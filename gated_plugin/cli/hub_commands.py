@@ -54,7 +54,7 @@ def push(
     from gated_plugin.runs import Run
 
     silent = silenced(as_json, quiet)
-    with _finished_by_the_same_command():
+    with finished_by_the_same_command():
         published = publish(
             [Run.open(run) for run in runs],
             repo,
@@ -87,7 +87,7 @@ def pull(
     from gated_plugin.hub.pull import pull as run_pull
 
     silent = silenced(as_json, quiet)
-    with _finished_by_the_same_command():
+    with finished_by_the_same_command():
         pulled = run_pull(
             repo_id, sae_id, revision=revision, out=out, report=reporter(silent), quiet=silent
         )
@@ -276,7 +276,8 @@ def serve(
 
 
 @contextmanager
-def _finished_by_the_same_command() -> Iterator[None]:
+def finished_by_the_same_command() -> Iterator[None]:
+    """Says so, where the user interrupts."""
     try:
         yield
     except KeyboardInterrupt:

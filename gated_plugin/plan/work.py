@@ -1,0 +1,89 @@
+"""Arithmetic of a run, part by part, and how long it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gated_plugin.plan.shape import Shape
+
+DENSE_PRODUCTS = {"gated": 7, "l1_baseline": 7, "saelens_gated": 13}
+"""Products of [batch, d_in] × [d_in, d_sae] or of its mirrors in a dense step, as torch's own
+counter finds them."""
+OTHER_PRODUCTS = 6
+"""… of SAELens' other architectures, such as standard and topk: two forward, four backward."""
+
+SPARSE_PRODUCTS = 8
+"""Multiply-adds with a row of d_in for each feature that fires: recheck, two decodes, their two
+mirrors, three sums of gradients."""
+
+LANGUAGE_MODEL_USE, SAE_USE = 0.4, 0.5
+"""Share of the peak that is reached; taken as such, not measured on these devices."""
+
+SEARCH_IN_PRODUCTS, SPARSE_SLOWDOWN = 1.4, 6.0
+"""On a CPU a sparse step takes 1.4 float32 products for the search, Adam and the statistics, and its
+sparse operations run at a sixth of a product's rate (docs/engine.md: L0 64 and 512 at 768 × 12288)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One part."""
+
+    part: str
+    flops: float
+    seconds: float | None
+    """None where nothing but the whole is known, and for an alternative to another part."""
+    how: str
+    counts: bool = True
+    """Whether it is part of the total; an alternative to another part is not."""
+
+
+def training_work(shape: Shape) -> list[Work]:
+    """What training computes."""
+    return [_language_model(shape), *_sae(shape)]
+
+
+def evaluation_work(shape: Shape) -> Work:
+    """What one evaluation computes."""
+    plan = shape.recipe.evaluation
+    flops = 3 * plan.tokens * shape.model.forward_flops(shape.context)
+    return Work(
+        "evaluation",
+        flops,
+        flops / _model_rate(shape),
+        f"{plan.tokens:,} tokens: left alone, spliced, zeroed",
+    )
+
+
+def _language_model(shape: Shape) -> Work:
+    flops = shape.model_tokens * shape.model.forward_flops(shape.context, shape.layers)
+    blocks = "all" if shape.layers is None else f"{shape.layers} of {shape.model.layers}"
+    return Work(
+        "language model",
+        flops,
+        flops / _model_rate(shape),
+        f"{shape.model_tokens:,} tokens through {blocks} blocks, in {shape.model_dtype}",
+    )
+
+
+def _sae(shape: Shape) -> list[Work]:
+    tokens = shape.steps * shape.batch
+    product = 2 * shape.d_in * shape.d_sae * tokens
+    count = DENSE_PRODUCTS.get(shape.architecture, OTHER_PRODUCTS)
+    rate = shape.device.rate("bfloat16" if shape.cfg.autocast else shape.sae_dtype)
+    rate *= 1 if shape.device.measured else SAE_USE
+    how = f"{count} products of {shape.d_in} × {shape.d_sae} a token"
+    dense = Work("SAE, dense", count * product, count * product / rate, how)
+    if not shape.is_sparse:
+        return [dense]
+    sparse = 2 * SPARSE_PRODUCTS * shape.d_in * shape.l0 * tokens
+    seconds = (SEARCH_IN_PRODUCTS * product + SPARSE_SLOWDOWN * sparse) / rate
+    note = f"1 product, and {SPARSE_PRODUCTS} rows for each of {shape.l0:g} features a token"
+    return [
+        Work("SAE, sparse", product + sparse, seconds, note),
+        Work("SAE, if it were dense", dense.flops, None, how, counts=False),
+    ]
+
+
+def _model_rate(shape: Shape) -> float:
+    dtype = "bfloat16" if shape.cfg.autocast_lm else shape.model_dtype
+    return shape.device.rate(dtype) * LANGUAGE_MODEL_USE

@@ -1,0 +1,200 @@
+"""What is trained: recipes, knob values, learning rates.
+
+An arm's settings are recipe keys over those of its site (hub_configs/reproduction.yaml). Of L0 a
+claim looks at `settings.FULL.l0` alone: knob values reach beyond both ends of it, and fronts are
+interpolated between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gated_plugin.science.reproduction.design import Arm, Knobs, Share
+from gated_plugin.science.reproduction.searches import SEARCHES
+
+STEP_COSTS = {
+    "gated": 0.025,
+    "gated_untied": 0.15,
+    "l1_baseline": 0.025,
+    "saelens_gated": 0.25,
+    "batchtopk": 0.19,
+    "jumprelu": 0.19,
+    "standard": 0.13,
+}
+"""Seconds of one core of a Xeon with AMX for a step of 1024 tokens at 256 → 2048: for the estimate
+that is printed before the start, and for nothing else."""
+
+SCHEDULE = {"lr_warm_up_steps": Share(0.1), "lr_decay_steps": Share(0.5)}
+"""Of all arms: the learning rate climbs, stays, and falls to 0 over the second half."""
+
+DEFAULT = {
+    **SCHEDULE,
+    "sae.architecture": "gated",
+    "lr": 5e-3,
+    "adam_beta1": 0.9,
+    "sae.start": "data",
+}
+"""The default recipe of this package."""
+
+PAPER = {
+    **SCHEDULE,
+    "sae.architecture": "gated",
+    "sae.encoder_init_norm": 1.0,
+    "lr": 3e-4,
+    "adam_beta1": 0.0,
+}
+"""The paper's: lr and β1 of its tables; it does not state the encoder's start."""
+
+FOUR_TARGETS = Knobs(full=(10, 22, 45, 90), quick=(20, 50))
+UP_TO_250 = Knobs(full=(12, 28, 64, 130, 250), quick=(20, 50))
+"""The baseline needs that many features to come near ours."""
+THREE_TARGETS = Knobs(full=(12, 32, 80), quick=(20, 50))
+TWO_TARGETS = Knobs(full=(22, 45), quick=(20, 50))
+"""The knobs of the default recipe around an L0 of 32."""
+
+
+def _steered(
+    name: str,
+    title: str,
+    settings: Mapping[str, Any],
+    values: Knobs = TWO_TARGETS,
+    *,
+    sites: tuple[str, ...] = ("resid",),
+) -> Arm:
+    """One of this package's, whose λ is steered towards an L0."""
+    return Arm(
+        name=name,
+        title=title,
+        settings=settings,
+        knob="sae.target_l0",
+        values=dict.fromkeys(sites, values),
+        cost=STEP_COSTS[settings["sae.architecture"]],
+        width=1.5 if settings["sae.architecture"] == "l1_baseline" else 1.0,
+        search=SEARCHES.get(name, ()),
+    )
+
+
+def _peer(architecture: str, title: str, *, lr: float, knob: str, values: Knobs) -> Arm:
+    """One of SAELens' own, as it comes, with Adam's usual β1."""
+    return Arm(
+        name=architecture,
+        title=title,
+        settings={**SCHEDULE, "sae.architecture": architecture, "lr": lr, "adam_beta1": 0.9},
+        knob=knob,
+        values={"resid": values},
+        cost=STEP_COSTS[architecture],
+        search=SEARCHES.get(architecture, ()),
+    )
+
+
+GATED = _steered("gated", "Gated, default recipe", DEFAULT, FOUR_TARGETS, sites=("resid", "mlp"))
+
+BASELINE = _steered(
+    "baseline",
+    "L1 baseline, 1.5 × the width",
+    {**SCHEDULE, "sae.architecture": "l1_baseline", "lr": 3e-3, "adam_beta1": 0.0},
+    UP_TO_250,
+    sites=("resid", "mlp"),
+)
+
+PEERS = (
+    _peer(
+        "saelens_gated",
+        "SAELens' gated",
+        lr=3e-3,
+        knob="sae.l1_coefficient",
+        values=Knobs(full=(0.9, 2, 4.5), quick=(1, 4)),
+    ),
+    _peer(
+        "batchtopk",
+        "SAELens' BatchTopK",
+        lr=3e-3,
+        knob="sae.k",
+        values=Knobs(full=(13, 32, 76), quick=(24, 45)),
+    ),
+    _peer(
+        "jumprelu",
+        "SAELens' JumpReLU",
+        lr=1e-2,
+        knob="sae.l0_coefficient",
+        values=Knobs(full=(0.1, 0.35, 1.0), quick=(0.1, 1)),
+    ),
+)
+
+LONG = Arm(
+    name="gated_long",
+    title="Gated, in the time of SAELens' cheapest",
+    settings=DEFAULT,
+    knob="sae.target_l0",
+    values={"resid": THREE_TARGETS},
+    cost=STEP_COSTS["gated"],
+    as_long_as=tuple(arm.name for arm in PEERS),
+    tokens=3.0,
+)
+"""`tokens` is the most that it gets; the clock says how many fit."""
+
+ABLATIONS = (
+    _steered(
+        "live_auxiliary", "auxiliary decoder live", {**DEFAULT, "sae.auxiliary_decoder": "live"}
+    ),
+    _steered("no_r_mag", "r_mag held at 0", {**DEFAULT, "sae.magnitude_scale": "one"}),
+    _steered("untied", "encoders untied", {**DEFAULT, "sae.architecture": "gated_untied"}),
+    _steered("free_decoder", "decoder norm free", {**DEFAULT, "sae.decoder_norm": "free"}),
+    Arm(
+        name="rescaled_baseline",
+        title="L1 baseline, rescaled and shifted",
+        settings={
+            **SCHEDULE,
+            "sae.architecture": "gated",
+            "sae.trained": "magnitude",
+            "sae.normalize_activations": "none",
+            "lr": 1e-3,
+            "adam_beta1": 0.9,
+        },
+        knob=BASELINE.knob,
+        values={"resid": UP_TO_250},
+        cost=STEP_COSTS["gated"],
+        width=BASELINE.width,
+        tokens=0.25,
+        starts_from="baseline",
+    ),
+)
+"""Each is the default with one change; the last starts from a finished baseline, whose activation
+scaling is in its weights."""
+
+STEPS_OF_LADDER = (
+    ("paper_lr", "… and lr 5e-3", {"lr": 5e-3}),
+    ("small_encoder", "… and the encoder at 0.1 × the decoder", {"sae.encoder_init_norm": 0.1}),
+    ("momentum", "… and β1 0.9", {"adam_beta1": 0.9}),
+)
+
+
+def _ladder() -> Iterator[Arm]:
+    """From the paper's recipe to the default, whose start at data is the last change."""
+    settings: dict[str, Any] = PAPER
+    yield _steered("paper", "the paper's recipe", settings)
+    for name, title, change in STEPS_OF_LADDER:
+        settings = {**settings, **change}
+        sites = ("resid", "mlp") if name == "momentum" else ("resid",)
+        yield _steered(name, title, settings, sites=sites)
+
+
+LADDER = tuple(_ladder())
+
+ALIVE = (
+    _steered(
+        "paper_resampling",
+        "random start, and resampling as in the paper",
+        {
+            **{key: value for key, value in DEFAULT.items() if key != "sae.start"},
+            "sae.resampling": "paper",
+            "sae.resample_steps": [Share(0.2), Share(0.4)],
+            "sae.resample_window": Share(0.1),
+            "sae.rewarm_steps": Share(0.1),
+        },
+        sites=("resid", "mlp"),
+    ),
+)
+
+ARMS = (GATED, BASELINE, *PEERS, LONG, *ABLATIONS, *LADDER, *ALIVE)

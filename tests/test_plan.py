@@ -1,0 +1,234 @@
+"""What `gated-hub plan` counts, against models and steps that are there to be counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.saes.sae import TrainingSAE, TrainStepInput
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from gated_plugin import quickstart
+from gated_plugin.engine.step import gated_step
+from gated_plugin.engine.support import EncoderWeights
+from gated_plugin.errors import GatedError
+from gated_plugin.plan import RunPlan, plan, plan_all
+from gated_plugin.plan.devices import GPUS
+from gated_plugin.plan.language_models import KNOWN, language_model
+from gated_plugin.plan.shape import OURS
+from gated_plugin.plan.work import DENSE_PRODUCTS, OTHER_PRODUCTS
+from gated_plugin.recipes import Recipe
+
+ON_THE_HUB = {
+    "google/gemma-7b": 8_537_680_896,
+    "EleutherAI/pythia-2.8b": 2_775_208_960,
+}
+"""Parameters as the Hub's pages of these models give them, norms and biases among them."""
+
+GEMMA = "gemma-7b/resid-20-lambda-0.0005"
+
+
+def part(found: RunPlan, name: str) -> Any:
+    (one,) = [one for one in (*found.memory, *found.disk, *found.work) if one.part == name]
+    return one
+
+
+@pytest.fixture(scope="module")
+def gemma() -> RunPlan:
+    return plan(GEMMA, gpu="h200")
+
+
+@pytest.mark.parametrize(("name", "parameters"), ON_THE_HUB.items())
+def test_known_models_have_the_parameters_that_the_hub_says(name: str, parameters: int) -> None:
+    assert KNOWN[name].parameters_on_the_hub == pytest.approx(parameters, rel=1e-3)
+
+
+def test_the_embedded_model_is_counted_as_it_is_held_and_run() -> None:
+    model = quickstart.language_model()
+    known = language_model(quickstart.MODEL_NAME)
+    held = sum(p.numel() for p in model.parameters())
+    assert known.parameters == pytest.approx(held, rel=3e-3) and known.parameters <= held
+    tokens = torch.zeros(2, 128, dtype=torch.long)
+    for stop in (None, 1):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(tokens, stop_at_layer=stop)
+        assert counter.get_total_flops() == 2 * 128 * known.forward_flops(128, stop)
+
+
+def products(step: Callable[[], Tensor], rows: int, d_in: int, d_sae: int) -> float:
+    """Multiply-adds of a step and its backward pass, in products of [rows, d_in] × [d_in, d_sae]."""
+    with FlopCounterMode(display=False) as counter:
+        step().backward()
+    return counter.get_total_flops() / (2 * rows * d_in * d_sae)
+
+
+def test_our_dense_step_has_as_many_products_as_are_planned() -> None:
+    rows, d_in, d_sae = 64, 48, 96
+    sae = TrainingSAE.from_dict({"architecture": "gated", "d_in": d_in, "d_sae": d_sae})
+    x = torch.randn(rows, d_in, generator=torch.Generator().manual_seed(0))
+    weights = EncoderWeights(sae.W_enc, sae.b_gate, sae.b_mag, sae.r_mag)
+
+    def step() -> Tensor:
+        return sum(gated_step(x, weights, sae.W_dec, sae.b_dec, 1.0, impl="dense").losses)
+
+    found = products(step, rows, d_in, d_sae)
+    for architecture in OURS:
+        assert found == pytest.approx(DENSE_PRODUCTS[architecture], abs=0.1)
+
+
+@pytest.mark.parametrize("architecture", ["saelens_gated", "standard", "topk", "batchtopk"])
+def test_saelens_steps_have_as_many_products_as_are_planned(architecture: str) -> None:
+    rows, d_in, d_sae = 64, 48, 96
+    fields = {"architecture": architecture, "d_in": d_in, "d_sae": d_sae}
+    fields |= {"k": 4} if "topk" in architecture else {}
+    sae = TrainingSAE.from_dict(fields)
+    x = torch.randn(rows, d_in, generator=torch.Generator().manual_seed(0))
+    coefficients = dict.fromkeys(sae.get_coefficients(), 1.0)
+    given = TrainStepInput(x, coefficients, None, 0, False)
+    found = products(lambda: sae.training_forward_pass(given).loss, rows, d_in, d_sae)
+    assert found == pytest.approx(DENSE_PRODUCTS.get(architecture, OTHER_PRODUCTS), abs=0.1)
+
+
+@pytest.mark.parametrize("architecture", sorted(SAE_TRAINING_CLASS_REGISTRY))
+def test_every_architecture_can_be_planned(tiny: Path, tmp_path: Path, architecture: str) -> None:
+    path = tmp_path / "one.yaml"
+    text = tiny.read_text().replace("architecture: gated", f"architecture: {architecture}")
+    path.write_text(text.replace("  l1_coefficient: 0.8\n", ""))
+    widths = ["sae.matryoshka_widths=[16, 32]"] if "matryoshka" in architecture else []
+    found = plan(str(path), widths, gpu="h100")
+    sae = TrainingSAE.from_dict(Recipe.load(path, widths).runner_config().sae.to_dict())
+    assert found.parameters == sum(p.numel() for p in sae.parameters())
+
+
+def test_memory_and_disk_of_an_sae_are_counted_from_its_parameters(gemma: RunPlan) -> None:
+    parameters = 2 * 3072 * 131072 + 3 * 131072 + 3072
+    assert gemma.parameters == parameters
+    for name in ("SAE, weights", "SAE, gradients", "trained SAE", "publication"):
+        assert part(gemma, name).bytes == 4 * parameters
+    assert part(gemma, "SAE, Adam").bytes == 8 * parameters
+    assert part(gemma, "checkpoints").bytes == 2 * 12 * parameters
+    assert part(gemma, "SAE, resampling").bytes == 4 * 8192 * 3072
+    # 1024 prompts of 1024 tokens less their special one, three times
+    assert part(gemma, "activations, buffer").bytes == 3 * 4 * 1024 * 1023 * 3072
+    assert gemma.memory_total == sum(one.bytes for one in gemma.memory if one.counts)
+    assert gemma.published == 4 * parameters
+
+
+def test_work_is_counted_from_tokens_and_sizes(gemma: RunPlan) -> None:
+    tokens, block = 300_000 * 4096, 4 * 3072 * 4096 + 3 * 3072 * 24576
+    # A buffer gives 255 whole batches and reads 1024 × 1024 tokens.
+    read = -(-300_000 // 255) * 1024 * 1024
+    per_token = 21 * (2 * block + 4 * 1024 * 4096)
+    assert gemma.tokens == tokens
+    (model,) = [job for job in gemma.work if job.part == "language model"]
+    assert model.flops == read * per_token
+    assert model.seconds == pytest.approx(model.flops / (0.4 * 989e12))
+    sae = part(gemma, "SAE, dense")
+    assert sae.flops == 7 * 2 * 3072 * 131072 * tokens
+    assert sae.seconds == pytest.approx(sae.flops / (0.5 * 67e12))
+
+
+def test_the_published_file_is_as_large_as_planned(tiny: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(tiny)
+    TrainingSAE.from_dict(recipe.runner_config().sae.to_dict()).save_inference_model(tmp_path)
+    size = (tmp_path / "sae_weights.safetensors").stat().st_size
+    assert 0 < size - plan(str(tiny), gpu="h100").published < 1000  # the file's header
+
+
+def test_what_saelens_cannot_make_is_refused(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    text = tiny.read_text().replace("architecture: gated", "architecture: matryoshka_batchtopk")
+    path.write_text(text.replace("  l1_coefficient: 0.8\n", ""))
+    with pytest.raises(GatedError, match=r"matryoshka_widths must not be empty\.?; change it\.$"):
+        plan(str(path), gpu="h100")
+
+
+def test_on_a_cpu_the_sparse_engine_serves_and_on_a_gpu_the_dense_path(tiny: Path) -> None:
+    wide = ["sae.d_sae=2048"]
+    on_cpu, on_gpu = plan(str(tiny), wide, gpu="cpu"), plan(str(tiny), wide, gpu="a100")
+    assert part(on_cpu, "SAE, sparse").flops < part(on_cpu, "SAE, if it were dense").flops
+    assert not part(on_cpu, "SAE, if it were dense").counts
+    assert {job.part for job in on_gpu.work} == {"language model", "SAE, dense", "evaluation"}
+    # With β1 = 0 rows are stepped with one moment on a CPU, by torch's Adam with two on a GPU.
+    assert 2 * part(on_cpu, "SAE, Adam").bytes == part(on_gpu, "SAE, Adam").bytes
+    crowded = plan(str(tiny), gpu="cpu")  # 64 features of 64 a token
+    assert {job.part for job in crowded.work} == {"language model", "SAE, dense", "evaluation"}
+
+
+def test_a_recipe_on_a_cpu_is_planned_for_this_one(tiny: Path) -> None:
+    found = plan(str(tiny))
+    assert found.device == "cpu" and "measured now" in found.rate
+    assert found.seconds > 0
+
+
+def test_a_measured_throughput_replaces_the_estimate(gemma: RunPlan) -> None:
+    found = plan(GEMMA, gpu="h200", tokens_per_second=100_000)
+    evaluation = part(gemma, "evaluation").seconds
+    assert found.seconds == pytest.approx(gemma.tokens / 100_000 + evaluation)
+    assert found.flops_total == gemma.flops_total
+    assert "100000 tokens a second in training, as given" in found.rate
+
+
+def test_what_lies_elsewhere_does_not_weigh_on_the_saes_device(gemma: RunPlan) -> None:
+    moved = plan(GEMMA, ["act_store_device=cpu"], gpu="h200")
+    assert moved.memory_total == gemma.memory_total == gemma.memory_on_device
+    buffer = part(gemma, "activations, buffer").bytes
+    assert moved.memory_on_device == gemma.memory_on_device - buffer
+
+
+def test_all_variants_are_planned_in_their_order() -> None:
+    found = plan_all("gelu-1l", gpu="h100")
+    assert [one.recipe for one in found][:2] == ["gelu-1l/l0-8", "gelu-1l/l0-16"]
+    alone = plan("gelu-1l/l0-16", gpu="h100")
+    assert asdict(found[1]) == asdict(alone)
+    assert plan_all("gelu-1l/l0-16", gpu="h100") == [alone]
+
+
+def test_a_model_of_unknown_size_is_refused_unless_it_is_told(tiny: Path) -> None:
+    overrides = ["model_name=me/mine", "model_from_pretrained_kwargs.dtype=bfloat16"]
+    with pytest.raises(GatedError, match=r"me/mine is, is not known here; give --model-params"):
+        plan(str(tiny), overrides, gpu="h100")
+    told = plan(str(tiny), overrides, gpu="h100", model_parameters=1_000_000)
+    assert part(told, "language model, weights").bytes == 2_000_000
+    (model,) = [job for job in told.work if job.part == "language model"]
+    assert model.flops == 2 * 1_000_000 * 3 * 4 * 128  # 3 buffers of 4 prompts serve 20 batches
+
+
+def test_an_unknown_device_is_refused_with_the_choices() -> None:
+    with pytest.raises(GatedError, match=r"'h2'.*--gpu H200, one of H200, H100, A100, cpu"):
+        plan("quickstart", gpu="h2")
+
+
+def test_a_half_as_fast_gpu_takes_twice_as_long(gemma: RunPlan, monkeypatch: Any) -> None:
+    slow = replace(
+        GPUS["H200"], float32=GPUS["H200"].float32 / 2, bfloat16=GPUS["H200"].bfloat16 / 2
+    )
+    monkeypatch.setitem(GPUS, "H200", slow)
+    assert plan(GEMMA, gpu="h200").seconds == pytest.approx(2 * gemma.seconds)
+
+
+def test_a_plan_can_be_written_as_json(gemma: RunPlan) -> None:
+    assert json.loads(json.dumps(asdict(gemma)))["memory"][0]["part"] == "SAE, weights"
+
+
+@pytest.mark.parametrize(
+    ("rows", "d_sae", "l0", "dense", "sparse"),
+    [(2048, 24576, 64, 1153, 92), (1024, 12288, 64, 320, 48), (1024, 12288, 512, None, 100)],
+)
+def test_a_steps_memory_agrees_with_what_was_measured(
+    tiny: Path, rows: int, d_sae: int, l0: int, dense: float | None, sparse: float
+) -> None:
+    """In MB; docs/engine.md, at d_in 768."""
+    overrides = [f"train_batch_size_tokens={rows}", "sae.d_in=768", f"sae.d_sae={d_sae}"]
+    overrides += [f"sae.target_l0={l0}", "training_tokens=4096"]
+    found = plan(str(tiny), overrides, gpu="cpu")
+    assert part(found, "SAE, sparse step").bytes / 1e6 == pytest.approx(sparse, rel=0.07)
+    if dense is not None:
+        assert part(found, "SAE, dense step").bytes / 1e6 == pytest.approx(dense, rel=0.07)
