@@ -145,10 +145,7 @@ class GatedBase(SAE[Any]):
 
         That is how the engine reads it; the shape stays [d_in, d_sae].
         """
-        # Other processes would not see W_enc in new memory.
-        if self.W_enc.stride(0) != 1 and not self.W_enc.is_shared():
-            with torch.inference_mode(False):  # else W_enc could never be trained again
-                self.W_enc.data = self.W_enc.data.T.contiguous().T
+        make_feature_major(self.W_enc)
         return self.encoder_weights()
 
     @property
@@ -197,9 +194,9 @@ class GatedBase(SAE[Any]):
 
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
-        """W_enc is contiguous in files: safetensors takes nothing else."""
+        """Encoders are contiguous in files: safetensors takes nothing else."""
         super().process_state_dict_for_saving(state_dict)
-        state_dict["W_enc"] = state_dict["W_enc"].contiguous()
+        state_dict.update({name: tensor.contiguous() for name, tensor in state_dict.items()})
 
     @override
     def _apply(self: Self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
@@ -227,6 +224,14 @@ class GatedBase(SAE[Any]):
         if reshapes:
             self.turn_on_forward_pass_hook_z_reshaping()
             self.d_head = d_head
+
+
+def make_feature_major(W_NM: nn.Parameter) -> None:
+    """Have the features of an encoder lie one after another in memory."""
+    # Other processes would not see it in new memory.
+    if W_NM.stride(0) != 1 and not W_NM.is_shared():
+        with torch.inference_mode(False):  # else it could never be trained again
+            W_NM.data = W_NM.data.T.contiguous().T
 
 
 def has_listener(point: nn.Module) -> bool:

@@ -215,6 +215,12 @@ class _Reader(Keys):
                 f"{cfg.lr_warm_up_steps + cfg.lr_decay_steps}, but the run has {steps} steps; "
                 "lower them."
             )
+        resampled = getattr(cfg.sae, "resample_steps", [])
+        if resampled and resampled[-1] > steps:
+            raise GatedError(
+                f"{self.file}: sae.resample_steps ends at {resampled[-1]}, but the run has {steps} "
+                "steps; leave out what lies beyond."
+            )
 
     def _sae(self, section: dict[str, Any]) -> dict[str, Any]:
         from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class

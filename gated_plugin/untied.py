@@ -17,13 +17,14 @@ from sae_lens.saes.sae import SAEConfig, TrainCoefficientConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gated_plugin.architecture import DENSE_PRODUCT, GatedBase, GatedCode
+from gated_plugin.architecture import DENSE_PRODUCT, GatedBase, GatedCode, make_feature_major
 from gated_plugin.config import PaperTrainingSAEConfig
 from gated_plugin.engine.ablated_step import ablated_step
 from gated_plugin.engine.step import GatedStep
 from gated_plugin.engine.support import EncoderWeights
 from gated_plugin.loss import GatedLoss
 from gated_plugin.paper_sae import PaperTrainingSAE, gated_terms
+from gated_plugin.trainer_hooks.adam import hasten_adam
 
 ARCHITECTURE = "gated_untied"
 
@@ -132,10 +133,12 @@ class GatedUntiedTrainingSAE(UntiedBase, PaperTrainingSAE):
 
     @override
     def _gated_step(self, x: Tensor, l1: float) -> GatedStep | None:
-        gate = self.feature_major_weights()
-        W_mag = EncoderWeights(self.W_mag, self.b_gate, self.b_mag, torch.zeros_like(self.b_mag))
+        make_feature_major(self.W_mag)
+        hasten_adam(self.W_mag)
+        gate, zeros = self.feature_major_weights(), torch.zeros_like(self.b_mag)
+        magnitude = EncoderWeights(self.W_mag, self.b_gate, self.b_mag, zeros)
         centred = self.cfg.apply_b_dec_to_input
-        return ablated_step(x, gate, W_mag, self.W_dec, self.b_dec, l1, centred=centred)
+        return ablated_step(x, gate, magnitude, self.W_dec, self.b_dec, l1, centred=centred)
 
     @override
     def terms(self, losses: GatedLoss) -> dict[str, Tensor]:

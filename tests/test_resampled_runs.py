@@ -20,6 +20,8 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 
 from gated_plugin import GatedTrainingSAEConfig, quickstart
+from gated_plugin.errors import GatedError
+from gated_plugin.recipes import Recipe
 from gated_plugin.runs import Run
 
 RESAMPLING = {"resampling": "paper", "resample_steps": [6, 12], "resample_window": 5}
@@ -121,6 +123,11 @@ def test_synthetic_runner_resamples():
 def arguments(recipe: Path, out: Path) -> list[object]:
     sets = [word for override in OVERRIDES for word in ("--set", override)]
     return ["train", recipe, *sets, "--out", out, "--checkpoint-every", 1]
+
+
+def test_a_schedule_that_outlasts_the_run_is_refused(tiny: Path) -> None:
+    with pytest.raises(GatedError, match=r"ends at 24, but the run has 20 steps; leave out"):
+        Recipe.load(tiny, OVERRIDES[1:])
 
 
 def test_a_run_killed_about_a_resampling_ends_bit_identical(

@@ -50,12 +50,6 @@ def listen_last() -> None:
     _listening.append(register_optimizer_step_pre_hook(_before_step))
 
 
-def settle(optimizer: Optimizer) -> None:
-    """Bring all second moments up to date, for who is about to change rows of them."""
-    if optimizer in _prepared:
-        _prepared[optimizer].pay_all(optimizer)
-
-
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     ours = [w for group in optimizer.param_groups for w in group["params"] if w in _ours]
     for weight in ours:

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from gated_plugin.trainer_hooks import adam
-
 ENCODER_SCALE = 0.2
 
 
@@ -70,8 +68,10 @@ SCHEMES: dict[str, Scheme] = {"paper": paper}
 
 
 def forget_moments(optimizer: Optimizer, weights: FeatureWeights, features_D: Tensor) -> None:
-    """Set to 0 what the optimizer remembers of these features' gradients."""
-    adam.settle(optimizer)
+    """Set to 0 what the optimizer remembers of these features' gradients.
+
+    Decay that row-wise Adam still owes them (`adam.Owed`) leaves a 0 as it is.
+    """
     for weight, along_columns in weights.by_feature():
         for moment in optimizer.state.get(weight, {}).values():
             if isinstance(moment, Tensor) and moment.shape == weight.shape:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from gated_plugin.science import pursuit
 from gated_plugin.science.evaluation import measure_all
 from gated_plugin.science.pursuit import PursuitSAE, pursue
 
-ROWS, D_IN, D_SAE = 37, 24, 123
+ROWS, D_IN, D_SAE = 12, 24, 123
 
 
 def dictionary(rows: int = D_SAE, columns: int = D_IN, seed: int = 0) -> torch.Tensor:
@@ -203,14 +202,13 @@ def test_layer_norm_is_undone_as_the_sae_does() -> None:
     assert ((x - x_hat).norm(dim=1) / (x - x.mean(1, keepdim=True)).norm(dim=1)).max() < 0.3
 
 
-def test_pursuit_explains_more_than_the_encoder_at_the_same_l0(tiny: Path) -> None:
+def test_an_evaluation_takes_a_pursuit_for_an_sae(tiny: Path) -> None:
+    recipe = Recipe.load(tiny, ["evaluation.tokens=512"])
     sae = random_sae("gated", d_in=256, d_sae=512)
-    own = measure_all({"own": sae}, Recipe.load(tiny))["own"].evaluation
-    l0 = math.ceil(own.l0)
-    pursuing: Any = PursuitSAE(sae, l0)
-    pursued = measure_all({"pursuit": pursuing}, Recipe.load(tiny))["pursuit"].evaluation
-    assert pursued.l0 <= l0
-    assert pursued.fvu is not None
-    assert own.fvu is not None
-    assert pursued.fvu < own.fvu
-    assert pursued.encoder_decoder_cosine is None
+    pursuing: dict[str, Any] = {f"{l0}": PursuitSAE(sae, l0) for l0 in (2, 8)}
+    few, many = (found.evaluation for found in measure_all(pursuing, recipe).values())
+    assert (few.l0, many.l0) == (2, 8)
+    assert few.fvu is not None
+    assert many.fvu is not None
+    assert many.fvu < few.fvu
+    assert many.encoder_decoder_cosine is None
