@@ -80,7 +80,11 @@ class Stepping:
         from gated_plugin import GatedTrainingSAE, GatedTrainingSAEConfig
 
         case, self.x_BN, self.resampling = workload.case, workload.x_BN, 0.0
-        plan = {"resampling": "paper", "resample_steps": [window], "resample_window": window}
+        plan: dict[str, Any] = {
+            "resampling": "paper",
+            "resample_steps": [window],
+            "resample_window": window,
+        }
         self.sae = GatedTrainingSAE(GatedTrainingSAEConfig(case.d_in, case.d_sae, **plan))
         for name in ("observe", "after_step"):
             setattr(self.sae.resampler, name, self._timed(getattr(self.sae.resampler, name)))

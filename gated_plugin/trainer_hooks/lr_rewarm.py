@@ -2,7 +2,7 @@
 
     factor(k) = 0.1 + 0.9 (1 − cos(π k / R)) / 2        k steps after the resampling, of R
 
-(arXiv 2404.16014, appendix G.) It is multiplied into the learning rate just before an optimizer
+(arXiv 2404.16014.) It is multiplied into the learning rate just before an optimizer
 steps and taken out just after, so that a trainer's schedulers, some of which reckon from the rate
 they find, see their own. Nothing is kept on a Parameter or an optimizer.
 """

@@ -1,4 +1,4 @@
-"""Finds features that have died and has them begin anew (arXiv 2404.16014, section 4.1).
+"""Finds features that have died and has them begin anew (arXiv 2404.16014).
 
 After the optimizer steps in `resample_steps`, a feature that fired in none of the last
 `resample_window` steps is set to an input that was drawn with probability ∝ ‖x − x̂‖⁴, the squared

@@ -48,7 +48,7 @@ may hold more than the D)."""
 
 
 def paper(weights: FeatureWeights, features_D: Tensor, inputs_DN: Tensor, dead_M: Tensor) -> None:
-    """arXiv 2404.16014, section 4.1, after Bricken et al. 2023.
+    """arXiv 2404.16014, after Bricken et al. 2023.
 
     Decoder row: the input at norm 1. Encoder row: the same, at 0.2 × the mean norm of the alive
     features' encoder rows (of all, where none is alive). Biases and r_mag: 0.
