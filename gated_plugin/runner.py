@@ -183,7 +183,7 @@ def _start_from(folder: Path, sae: TrainingSAE[Any]) -> None:
         if from_baseline:
             sae.load_state_dict(as_gated(load_file(folder / WEIGHTS)))
         else:
-            sae.load_weights_from_checkpoint(folder)
+            TrainingSAE.load_weights_from_checkpoint(sae, folder)  # no state of its training
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise GatedError(
             f"The SAE in {folder} cannot be read ({' '.join(str(error).split())}); give another "

@@ -9,6 +9,7 @@ import pytest
 import torch
 from run_results import WEIGHTS, fingerprint
 from sae_lens import SAE
+from sae_lens.saes.sae import TrainingSAE
 from safetensors.torch import load_file, save_file
 
 from gated_plugin import GatedSAE, runner
@@ -180,6 +181,16 @@ class TestWarmStart:
         begun, ended = (load_file(sae / WEIGHTS) for sae in (pretrained, run.sae))
         for name, tensor in begun.items():
             assert (ended[name] - tensor).abs().max() < 1e-6, name
+
+    def test_from_a_checkpoint_only_the_weights_are_taken(self, tiny: Path, tmp_path: Path) -> None:
+        resampled = ["sae.resampling=paper", "sae.resample_steps=[6]", "sae.resample_window=5"]
+        recipe = self.recipe(tiny, tmp_path / "checkpoint", *resampled)
+        sae = TrainingSAE.from_dict(recipe.runner_config().sae.to_dict())
+        sae.resampler.step, sae.resampler.rewarm.position = 700, 100
+        sae.save_model(tmp_path / "checkpoint")
+        run = train(recipe, tmp_path / "run", quiet=True)
+        first = json.loads(run.training_log.read_text().splitlines()[0])
+        assert first["lr_factor"] == 1.0
 
     @pytest.mark.parametrize(
         ("override", "part"),

@@ -73,6 +73,7 @@ def rewarm(parameters: Iterable[nn.Parameter], by: LrRewarm) -> None:
 
 
 def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    _restore(optimizer)  # a step that raised has left its own
     for group in optimizer.param_groups:
         factor = min((_rewarmed[p].factor for p in group["params"] if p in _rewarmed), default=1.0)
         if factor != 1:
@@ -81,5 +82,9 @@ def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
 
 
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    _restore(optimizer)
+
+
+def _restore(optimizer: Optimizer) -> None:
     for group, lr in _found.pop(optimizer, ()):
         group["lr"] = lr

@@ -37,10 +37,8 @@ from gated_plugin.trainer_hooks.reservoir import Reservoir
 from gated_plugin.trainer_hooks.revival import SCHEMES, FeatureWeights, forget_moments
 
 STATE_FILENAME = "gated_resampling.safetensors"
-MOST_INPUTS = 819_200
-"""Of how many inputs before a resampling some are drawn, at most; the number of Bricken et al."""
 INPUTS_PER_PLACE = 32
-"""… and for each place in the reservoir. At 1024 × 256 × 2048 collecting costs 8 % of a step: two
+"""Of how many inputs before a resampling some are drawn, for each place in the reservoir. At 1024 × 256 × 2048 collecting costs 8 % of a step: two
 windows of 150 steps in a run of 1,000 would add 2.4 % to it, and so add 1.3 %."""
 LARGEST_RESERVOIR = 8192
 """Rows: 128 MB of float32 at d_in 4096."""
@@ -81,7 +79,7 @@ class Resampler:
     @property
     def inputs(self) -> int:
         """Of how many inputs just before a resampling some are drawn, about."""
-        return min(MOST_INPUTS, INPUTS_PER_PLACE * self.reservoir.capacity)
+        return INPUTS_PER_PLACE * self.reservoir.capacity
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -101,3 +101,21 @@ def test_row_wise_adam_steps_at_the_lowered_rate(adam_listens_first, no_hooks_ye
         theirs.step()
         state.advance()
     torch.testing.assert_close(slowed, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_raises_leaves_the_next_one_its_learning_rate():
+    weight = nn.Parameter(torch.ones(3))
+    state = LrRewarm(4)
+    rewarm([weight], state)
+    optimizer = SGD([weight], lr=1.0)
+    state.begin()
+
+    def broken() -> float:
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError):
+        optimizer.step(broken)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 0.9))

@@ -141,9 +141,8 @@ def test_inputs_are_drawn_by_their_squared_loss(monkeypatch):
     assert len({seed for *_, seed in offers}) == len(offers)
 
 
-@pytest.mark.parametrize(("limit", "inputs"), [("MOST_INPUTS", 2 * B), ("INPUTS_PER_PLACE", 3)])
-def test_the_last_inputs_before_the_step_are_collected_and_no_more(limit, inputs, monkeypatch):
-    monkeypatch.setattr(resampling, limit, inputs)
+def test_the_last_inputs_before_the_step_are_collected_and_no_more(monkeypatch):
+    monkeypatch.setattr(resampling, "INPUTS_PER_PLACE", 3)
     sae = make_sae()
     optimizer = adam_of(sae)
     train(sae, optimizer, range(4))
