@@ -74,4 +74,7 @@ def _resampling(sae: TrainingSAE[Any]) -> dict[str, Any]:
 
 def live_line(figures: dict[str, Any]) -> str:
     """What stands beside the progress bar."""
-    return f"L0 {figures['l0']:.1f}  FVU {figures['fvu']:.3f}  alive {figures['alive']:.1%}"
+    resampled = figures.get("resampled_features")
+    return f"L0 {figures['l0']:.1f}  FVU {figures['fvu']:.3f}  alive {figures['alive']:.1%}" + (
+        f"  resampled {resampled}" if resampled else ""
+    )

@@ -19,6 +19,8 @@ from gated_plugin.errors import GatedError
 
 VARIANTS = "variants"
 
+OTHER_LAMBDA = {"sae.l1_coefficient": "paper_lambda", "sae.paper_lambda": "l1_coefficient"}
+
 
 def names(raw: dict[str, Any], file: str) -> list[str]:
     """The variants of the recipe `raw`, in its order.
@@ -68,7 +70,8 @@ def chosen(raw: dict[str, Any], variant: str | None, file: str) -> dict[str, Any
 
 
 def put(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set the dotted `key` of a recipe, making the sections that it names.
+    """Set the dotted `key` of a recipe, making the sections that it names; λ in one unit takes the
+    place of λ in the other.
 
     Raises:
         GatedError: what should be a section is a value.
@@ -79,6 +82,7 @@ def put(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
         holder = holder.setdefault(section, {})
         if not isinstance(holder, dict):
             raise GatedError(f"{where}: {section!r} is a value, not a section; mend the key {key}.")
+    holder.pop(OTHER_LAMBDA.get(key, ""), None)
     holder[last] = value
 
 

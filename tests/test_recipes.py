@@ -176,8 +176,18 @@ def test_paper_lambda_is_multiplied_by_d_in(tmp_path: Path, tiny: Path) -> None:
     assert Recipe.load(path).runner_config().sae.l1_coefficient == pytest.approx(0.004 * 256)
 
 
-def test_two_lambdas_are_refused(tiny: Path) -> None:
-    assert "both state λ; keep one." in refusal(tiny, "sae.paper_lambda=0.1")
+def test_two_lambdas_in_one_file_are_refused(tmp_path: Path, tiny: Path) -> None:
+    path = tmp_path / "both.yaml"
+    both = "l1_coefficient: 0.8\n  paper_lambda: 0.004"
+    path.write_text(tiny.read_text().replace("l1_coefficient: 0.8", both))
+    assert "both state λ; keep one." in refusal(path)
+
+
+def test_lambda_in_one_unit_replaces_the_recipes_in_the_other(tiny: Path) -> None:
+    recipe = Recipe.load(tiny, ["sae.paper_lambda=0.004"])
+    assert recipe.runner_config().sae.l1_coefficient == pytest.approx(0.004 * 256)
+    recipe = Recipe.load(tiny, ["sae.paper_lambda=0.004", "sae.l1_coefficient=3"])
+    assert recipe.runner_config().sae.l1_coefficient == 3
 
 
 def test_paper_lambda_is_refused_where_nothing_has_an_l1_norm(tmp_path: Path, tiny: Path) -> None:

@@ -4,7 +4,7 @@
 
 Each batch starts as many features as it has rows, until all have begun: ⌈d_sae / batch⌉ steps, in
 which a learning rate that warms up has hardly moved a weight. A direction that an input has is one
-that inputs of its kind open, so that fewer features die (docs/reproduction.md, part `alive`).
+that inputs of its kind open, so that fewer features die (docs/dead-features.md).
 Shapes: B batch, N d_in, M d_sae.
 """
 

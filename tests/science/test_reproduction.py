@@ -13,10 +13,12 @@ from gated_plugin.errors import GatedError
 from gated_plugin.science import group
 from gated_plugin.science.reproduction import plan, settings
 from gated_plugin.science.reproduction.arm_recipes import arm_recipe
-from gated_plugin.science.reproduction.claims import claims
+from gated_plugin.science.reproduction.claims import BASELINE, GATED, PEERS, claims
 from gated_plugin.science.reproduction.design import BEFORE, Design, Knobs, Part, Share
 from gated_plugin.science.reproduction.run import Reproduced, reproduce
+from gated_plugin.science.reproduction.synthetic_job import SyntheticJob
 from gated_plugin.science.reproduction.training_job import TrainingJob
+from gated_plugin.science.synthetic import BATCH
 
 DESIGNS = [pytest.param(settings.design(quick=quick), id=str(quick)) for quick in (False, True)]
 
@@ -40,6 +42,7 @@ def test_every_arm_fits_the_recipe_of_its_sites(design: Design) -> None:
 def test_parts_and_claims_name_arms_that_there_are(design: Design) -> None:
     arms = {arm.name for arm in design.arms}
     parts = {part.name for part in design.parts}
+    assert {GATED, BASELINE, *PEERS} <= arms
     for part in design.parts:
         assert set(part.arms) <= {site.name for site in design.sites}
         assert {name for names in part.arms.values() for name in names} <= arms
@@ -64,10 +67,12 @@ def test_an_arm_that_starts_from_another_has_values_of_that_one(design: Design) 
                 assert arm.width == start.width
 
 
-def test_the_learning_rate_of_a_searched_arm_is_one_of_the_search() -> None:
+def test_one_trial_of_a_search_is_taken_and_the_arm_has_its_settings() -> None:
     for arm in settings.design(quick=False).arms:
         if arm.search:
-            assert arm.settings["lr"] in {trial.lr for trial in arm.search}
+            (taken,) = (trial for trial in arm.search if trial.taken)
+            assert arm.settings["lr"] == taken.lr
+            assert ("start at data" in taken.note) is (arm.settings.get("sae.start") == "data")
 
 
 def test_the_baseline_is_half_as_wide_again() -> None:
@@ -81,33 +86,14 @@ def test_a_share_is_of_the_steps_of_the_run() -> None:
     assert Share(0.001).steps(10) == 1
 
 
-def test_other_sites_seeds_and_overrides_reach_every_recipe(tmp_path: Path) -> None:
-    recipe = tmp_path / "mine.yaml"
-    text = (Path(__file__).parents[2] / "hub_configs" / "reproduction.yaml").read_text()
-    recipe.write_text(text.replace("d_sae: 2048", "d_sae: 512"))
-    design = settings.design(quick=True).changed(
-        seeds=[9], sites=[f"resid={recipe}"], overrides=["evaluation.split=test"]
-    )
-    job = next(
-        job
-        for job in plan.jobs_by_part(design, tmp_path)["claims"]
-        if isinstance(job, TrainingJob) and job.arm.name == "baseline" and job.site.name == "resid"
-    )
-    (first, *_) = job.recipes()
-    assert first.runner["seed"] == 9
-    assert first.sae["d_sae"] == 768
-    assert first.evaluation.split == "test"
-
-
-def test_an_override_of_what_differs_between_runs_is_refused() -> None:
-    with pytest.raises(GatedError, match="give --seeds for other seeds"):
-        settings.design(quick=True).changed(seeds=[], sites=[], overrides=["seed=5"])
-
-
-@pytest.mark.parametrize("site", ["resid", "attn=x.yaml", "resid="])
-def test_a_site_of_another_form_is_refused(site: str) -> None:
-    with pytest.raises(GatedError, match=r"give it as --site resid=my\.yaml"):
-        settings.design(quick=True).changed(seeds=[], sites=[site], overrides=[])
+def test_searched_architectures_on_the_synthetic_model_cost_three_trainings(
+    tmp_path: Path,
+) -> None:
+    design = settings.design(quick=False)
+    seconds = {name: SyntheticJob(tmp_path, design, name).seconds for name in ("gated", "topk")}
+    steps = design.scale.synthetic_samples // BATCH
+    assert seconds["topk"] == pytest.approx(15 * steps / 1000 * 3)
+    assert seconds["gated"] == 3 * seconds["topk"]
 
 
 def test_a_part_that_there_is_not_is_refused() -> None:

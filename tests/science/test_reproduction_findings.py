@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from itertools import chain
 from statistics import fmean, stdev
-from typing import Any
 
 import pytest
 
@@ -16,7 +14,6 @@ from gated_plugin.science.reproduction.claims import claims
 from gated_plugin.science.reproduction.estimates import estimate, gain, ratio_of_l0
 from gated_plugin.science.reproduction.findings import Verdict, verdict
 from gated_plugin.science.reproduction.results import ClockRow, Results, Row
-from gated_plugin.science.synthetic import Recovery
 
 T_975_OF_2 = 4.302652729911275
 """Student's, of a table."""
@@ -57,7 +54,7 @@ def curve(arm: str, at_32: float, *, spread: float = 0.0, **other: object) -> li
 
 
 def results(*rows: list[Row], l0: tuple[float, ...] = (32,), **other: object) -> Results:
-    return Results(rows=tuple(chain(*rows)), l0=l0, **other)  # type: ignore[arg-type]
+    return Results(rows=tuple(chain(*rows)), l0=l0, seeds=SEEDS, **other)  # type: ignore[arg-type]
 
 
 def higher(ours: list[Row], theirs: list[Row], **other: object) -> Verdict:
@@ -93,6 +90,39 @@ def test_one_seed_holds_weakly_at_most() -> None:
     ours = [each for each in curve("gated", 0.9) if each.seed == 1]
     theirs = [each for each in curve("baseline", 0.1) if each.seed == 1]
     assert higher(ours, theirs) is Verdict.weakly
+
+
+def test_a_seed_that_does_not_reach_an_l0_makes_a_claim_hold_weakly() -> None:
+    ours, theirs = curve("gated", 0.9, spread=0.001), curve("baseline", 0.8, spread=0.001)
+    fewer = [each for each in theirs if (each.seed, each.l0) != (3, 64)]
+    assert higher(ours, theirs) is Verdict.holds
+    assert higher(ours, fewer) is Verdict.weakly
+    assert higher([each for each in ours if each.seed != 3], theirs) is Verdict.weakly
+
+
+@pytest.mark.parametrize("figure", ["gains", "alive", "fewer"])
+def test_a_missing_seed_leaves_no_certainty_in_other_comparisons(figure: str) -> None:
+    def of(seeds: tuple[int, ...]) -> Verdict:
+        rows = [*_sweep("gated", 0.3), *_sweep("baseline", 1.0)]
+        measured = results([each for each in rows if each.seed in seeds], l0=(12,))
+        found = {
+            "gains": lambda: find.gains(measured, "gated", "baseline", sites=("resid",)),
+            "alive": lambda: find.alive(measured, "gated", sites=("resid",), at_least=0.9),
+            "fewer": lambda: find.fewer(
+                measured, "gated", "baseline", sites=("resid",), at_most=0.5
+            ),
+        }
+        return verdict(found[figure]())
+
+    assert of(SEEDS) is Verdict.holds
+    assert of(SEEDS[:2]) is Verdict.weakly
+
+
+def test_an_sae_that_never_fires_is_on_no_curve() -> None:
+    found = estimate(
+        results(curve("gated", 0.9), [row("gated", 1, 0.0, 0.0)]), "resid", "gated", 32
+    )
+    assert found is not None and found.mean == pytest.approx(0.9, abs=1e-12)
 
 
 def test_an_unmeasured_point_makes_a_claim_hold_weakly() -> None:
@@ -138,6 +168,20 @@ def test_level_with_a_front_is_not_below_it_beyond_its_interval(
     assert verdict(find.level(measured, "gated", "batchtopk", sites=("resid",))) is expected
 
 
+@pytest.mark.parametrize("scale", [(1,), SEEDS])
+def test_level_with_a_front_by_one_seed_or_too_few_holds_weakly(scale: tuple[int, ...]) -> None:
+    rows = [*curve("gated", 0.9), *curve("batchtopk", 0.8)]
+    few = tuple(each for each in rows if each.seed in scale[:2])
+    measured = Results(rows=few, l0=(32,), seeds=scale)
+    assert verdict(find.level(measured, "gated", "batchtopk", sites=("resid",))) is Verdict.weakly
+
+
+def unbiased(ours: list[Row], theirs: list[Row]) -> Verdict:
+    measured, band = results(ours, theirs), Interval(0.98, 1.02)
+    sites = ("resid",)
+    return verdict(find.unbiased(measured, "gated", "baseline", sites=sites, band=band, below=0.95))
+
+
 @pytest.mark.parametrize(
     ("gammas", "expected"),
     [
@@ -154,29 +198,12 @@ def test_gamma_has_to_lie_in_the_band_where_the_baseline_shrinks(
         for seed, gamma in zip(SEEDS, gammas, strict=True)
         for l0 in (16, 64)
     ]
-    measured = results(ours, curve("baseline", 0.8, gamma=0.9))
-    found = find.unbiased(
-        measured,
-        "gated",
-        "baseline",
-        sites=("resid",),
-        band=Interval(0.98, 1.02),
-        below=0.95,
-    )
-    assert verdict(found) is expected
+    assert unbiased(ours, curve("baseline", 0.8, gamma=0.9)) is expected
 
 
 def test_gamma_does_not_count_where_the_baseline_does_not_shrink() -> None:
-    measured = results(curve("gated", 0.9, gamma=0.5), curve("baseline", 0.8, gamma=0.96))
-    found = find.unbiased(
-        measured,
-        "gated",
-        "baseline",
-        sites=("resid",),
-        band=Interval(0.98, 1.02),
-        below=0.95,
-    )
-    assert verdict(found) is Verdict.unmeasured
+    theirs = curve("baseline", 0.8, gamma=0.96)
+    assert unbiased(curve("gated", 0.9, gamma=0.5), theirs) is Verdict.unmeasured
 
 
 def _sweep(arm: str, scale: float) -> list[Row]:
@@ -254,27 +281,6 @@ def test_alive_features_are_counted_at_every_l0() -> None:
 
     assert of(0.96) is Verdict.holds
     assert of(0.94) is Verdict.fails
-
-
-def recovery(**figures: Any) -> Recovery:
-    zeros = {field.name: 0 for field in fields(Recovery)}
-    return Recovery(**{**zeros, **figures})
-
-
-def test_recovery_has_to_lead_in_every_figure() -> None:
-    def rows(arm: str, best_match: float, f1: float) -> list[Recovery]:
-        return [recovery(arm=arm, seed=s, best_match=best_match, f1=f1) for s in SEEDS]
-
-    figures = {"best_match": "best match", "f1": "F1"}
-
-    def of(best_match: float, f1: float) -> Verdict:
-        measured = Results(
-            synthetic=(*rows("gated", best_match, f1), *rows("standard", 0.8, 0.8)), l0=(8,)
-        )
-        return verdict(find.recovers(measured, "gated", ["standard"], figures))
-
-    assert of(0.9, 0.9) is Verdict.holds
-    assert of(0.9, 0.7) is Verdict.fails
 
 
 def test_nothing_measured_is_no_verdict_on_any_claim() -> None:

@@ -1,2 +1,2 @@
-"""The paper's claims, shown again: data (`settings`), what has to run (`jobs`), and what comes out
-(`claims`, `report`)."""
+"""The paper's claims, shown again: data (`settings`, `arms`), what has to run (`jobs`), and what
+comes out (`claims`, `report`)."""

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gated_plugin.recipe_files import find, parted, read
 from gated_plugin.recipes import Recipe
 from gated_plugin.runs import Run
 from gated_plugin.science.reproduction.design import Arm, Design, Share, Site
+from gated_plugin.variants import chosen
+
+SAE_OF_A_SITE = (
+    "d_in",
+    "d_sae",
+    "dtype",
+    "apply_b_dec_to_input",
+    "normalize_activations",
+    "reshape_activations",
+)
+"""Keys of `sae` that every architecture has; the others are for arms to set."""
+OF_ARMS = (
+    "lr",
+    "lr_end",
+    "lr_scheduler_name",
+    "lr_warm_up_steps",
+    "lr_decay_steps",
+    "n_restart_cycles",
+    "adam_beta1",
+    "adam_beta2",
+)
+"""Other keys that arms set, or leave at SAELens' defaults."""
 
 
 def site_recipe(design: Design, site: Site) -> Recipe:
-    """Data and shape of a site, with the overrides of the whole reproduction.
+    """Data and shape of a site, with the overrides of the whole reproduction, and nothing of what
+    arms decide.
 
     Raises:
         GatedError: as `Recipe.load`.
@@ -65,12 +90,25 @@ def arm_recipe(
         **_resolved(arm.settings, steps),
         **own,
     }
-    return Recipe.load(site.recipe, [*_texts(settings), *_but_width(design.overrides)])
+    return _loaded(site.recipe, (*_texts(settings), *_but_width(design.overrides)))
 
 
 @lru_cache
 def _loaded(source: str, overrides: tuple[str, ...]) -> Recipe:
-    return Recipe.load(source, overrides)
+    return Recipe.load(source, (*_without_an_arm(source), *overrides))
+
+
+def _without_an_arm(source: str) -> list[str]:
+    """Overrides that take away what the recipe says of architecture and optimizer."""
+    from sae_lens.config import LanguageModelSAERunnerConfig
+
+    called, variant = parted(source)
+    raw = chosen(read(find(called)), variant, called)
+    defaults = {f.name: f.default for f in fields(LanguageModelSAERunnerConfig)}
+    settings = {key: defaults[key] for key in OF_ARMS if key in raw}
+    if isinstance(raw.get("sae"), dict):
+        settings["sae"] = {key: raw["sae"][key] for key in SAE_OF_A_SITE if key in raw["sae"]}
+    return _texts(settings)
 
 
 def _but_width(overrides: Sequence[str]) -> list[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gated_plugin.science.reproduction.design import BEFORE, Design, Part
-from gated_plugin.science.reproduction.estimates import Estimate, estimate, gain
+from gated_plugin.science.reproduction.estimates import Estimate, estimate, gain, recovery
 from gated_plugin.science.reproduction.markdown import table, with_interval
 from gated_plugin.science.reproduction.results import OWN, PURSUIT, Results
-from gated_plugin.science.synthetic import Recovery
 
 
 def part_section(design: Design, results: Results, part: Part) -> str:
@@ -28,7 +27,7 @@ def part_section(design: Design, results: Results, part: Part) -> str:
             for site, arms in part.arms.items()
         ]
     if part.also == "synthetic" and results.synthetic:
-        paragraphs.append(_synthetic(results.synthetic))
+        paragraphs.append(_synthetic(results))
     if any(design.arm(name).as_long_as for arms in part.arms.values() for name in arms):
         paragraphs.append(_clock(design, results))
     return "\n\n".join(paragraphs)
@@ -64,14 +63,13 @@ def _arms(
     return table(columns, rows)
 
 
-def _synthetic(rows: Sequence[Recovery]) -> str:
+def _synthetic(results: Results) -> str:
     def over(arm: str, figure: str) -> str:
-        values = [getattr(row, figure) for row in rows if row.arm == arm]
-        return with_interval(Estimate.of(values), 1 if figure == "l0" else 3)
+        return with_interval(recovery(results, arm, figure), 1 if figure == "l0" else 3)
 
     figures = {"l0": "L0", "best_match": "mean best-match cosine", "mcc": "MCC", "f1": "F1"}
     figures["shrinkage"] = "‖x̂‖ / ‖x‖"
-    arms = dict.fromkeys(row.arm for row in rows)
+    arms = dict.fromkeys(row.arm for row in results.synthetic)
     cells = [[arm, *(over(arm, figure) for figure in figures)] for arm in arms]
     return table(["", *figures.values()], cells)
 
@@ -98,7 +96,7 @@ def searches(design: Design) -> str:
             trial.note,
             f"{trial.l0:.1f}",
             f"{trial.loss_recovered:.4f}",
-            "taken" if trial.lr == arm.settings.get("lr") else "",
+            "taken" if trial.taken else "",
         ]
         for arm in design.arms
         for trial in arm.search

@@ -44,35 +44,40 @@ PAPER = {
     "lr": 3e-4,
     "adam_beta1": 0.0,
 }
-"""The paper's: lr and β1 of its tables; it does not state the encoder's start."""
+"""lr and β1 of the paper's tables, which do not state the encoder's start; `SCHEDULE` and no
+resampling are ours."""
 
-FOUR_TARGETS = Knobs(full=(10, 22, 45, 90), quick=(20, 50))
-UP_TO_250 = Knobs(full=(12, 28, 64, 130, 250), quick=(20, 50))
-"""The baseline needs that many features to come near ours."""
-THREE_TARGETS = Knobs(full=(12, 32, 80), quick=(20, 50))
-TWO_TARGETS = Knobs(full=(22, 45), quick=(20, 50))
-"""The knobs of the default recipe around an L0 of 32."""
+GATED_LAMBDAS = {
+    "resid": Knobs(full=(0.8, 1.4, 2.4, 4.0), quick=(1.5, 5.0)),
+    "mlp": Knobs(full=(1.6, 3.2, 6.0, 11.0), quick=(3.0, 10.0)),
+}
+BASELINE_LAMBDAS = {
+    "resid": Knobs(full=(0.3, 0.6, 1.2, 2.2, 4.0), quick=(1.0, 4.0)),
+    "mlp": Knobs(full=(0.6, 1.2, 2.4, 4.5), quick=(2.0, 8.0)),
+}
+"""Down to λ that let the baseline come near ours."""
+AROUND_32 = Knobs(full=(1.0, 2.2), quick=(1.5, 5.0))
+"""For arms that are compared at an L0 of about 32 alone."""
 
 
-def _steered(
-    name: str,
-    title: str,
-    settings: Mapping[str, Any],
-    values: Knobs = TWO_TARGETS,
-    *,
-    sites: tuple[str, ...] = ("resid",),
+def _penalised(
+    name: str, title: str, settings: Mapping[str, Any], values: Mapping[str, Knobs]
 ) -> Arm:
-    """One of this package's, whose λ is steered towards an L0."""
+    """One of this package's, at fixed λ. (Steering towards an L0 takes longer than these runs.)"""
     return Arm(
         name=name,
         title=title,
         settings=settings,
-        knob="sae.target_l0",
-        values=dict.fromkeys(sites, values),
+        knob="sae.l1_coefficient",
+        values=values,
         cost=STEP_COSTS[settings["sae.architecture"]],
         width=1.5 if settings["sae.architecture"] == "l1_baseline" else 1.0,
         search=SEARCHES.get(name, ()),
     )
+
+
+def _at_resid(name: str, title: str, settings: Mapping[str, Any]) -> Arm:
+    return _penalised(name, title, settings, {"resid": AROUND_32})
 
 
 def _peer(architecture: str, title: str, *, lr: float, knob: str, values: Knobs) -> Arm:
@@ -88,14 +93,13 @@ def _peer(architecture: str, title: str, *, lr: float, knob: str, values: Knobs)
     )
 
 
-GATED = _steered("gated", "Gated, default recipe", DEFAULT, FOUR_TARGETS, sites=("resid", "mlp"))
+GATED = _penalised("gated", "Gated, default recipe", DEFAULT, GATED_LAMBDAS)
 
-BASELINE = _steered(
+BASELINE = _penalised(
     "baseline",
     "L1 baseline, 1.5 × the width",
     {**SCHEDULE, "sae.architecture": "l1_baseline", "lr": 3e-3, "adam_beta1": 0.0},
-    UP_TO_250,
-    sites=("resid", "mlp"),
+    BASELINE_LAMBDAS,
 )
 
 PEERS = (
@@ -120,14 +124,21 @@ PEERS = (
         knob="sae.l0_coefficient",
         values=Knobs(full=(0.1, 0.35, 1.0), quick=(0.1, 1)),
     ),
+    _peer(
+        "standard",
+        "SAELens' standard",
+        lr=3e-3,
+        knob="sae.l1_coefficient",
+        values=Knobs(full=(0.7, 2, 5), quick=(1, 4)),
+    ),
 )
 
 LONG = Arm(
     name="gated_long",
     title="Gated, in the time of SAELens' cheapest",
     settings=DEFAULT,
-    knob="sae.target_l0",
-    values={"resid": THREE_TARGETS},
+    knob=GATED.knob,
+    values={"resid": GATED_LAMBDAS["resid"]},
     cost=STEP_COSTS["gated"],
     as_long_as=tuple(arm.name for arm in PEERS),
     tokens=3.0,
@@ -135,12 +146,12 @@ LONG = Arm(
 """`tokens` is the most that it gets; the clock says how many fit."""
 
 ABLATIONS = (
-    _steered(
+    _at_resid(
         "live_auxiliary", "auxiliary decoder live", {**DEFAULT, "sae.auxiliary_decoder": "live"}
     ),
-    _steered("no_r_mag", "r_mag held at 0", {**DEFAULT, "sae.magnitude_scale": "one"}),
-    _steered("untied", "encoders untied", {**DEFAULT, "sae.architecture": "gated_untied"}),
-    _steered("free_decoder", "decoder norm free", {**DEFAULT, "sae.decoder_norm": "free"}),
+    _at_resid("no_r_mag", "r_mag held at 0", {**DEFAULT, "sae.magnitude_scale": "one"}),
+    _at_resid("untied", "encoders untied", {**DEFAULT, "sae.architecture": "gated_untied"}),
+    _at_resid("free_decoder", "decoder norm free", {**DEFAULT, "sae.decoder_norm": "free"}),
     Arm(
         name="rescaled_baseline",
         title="L1 baseline, rescaled and shifted",
@@ -153,7 +164,7 @@ ABLATIONS = (
             "adam_beta1": 0.9,
         },
         knob=BASELINE.knob,
-        values={"resid": UP_TO_250},
+        values={"resid": BASELINE_LAMBDAS["resid"]},
         cost=STEP_COSTS["gated"],
         width=BASELINE.width,
         tokens=0.25,
@@ -171,19 +182,18 @@ STEPS_OF_LADDER = (
 
 
 def _ladder() -> Iterator[Arm]:
-    """From the paper's recipe to the default, whose start at data is the last change."""
+    """From the paper's lr and β1 to the default, whose start at data is the last change."""
     settings: dict[str, Any] = PAPER
-    yield _steered("paper", "the paper's recipe", settings)
+    yield _at_resid("paper", "the paper's lr and β1, encoder start unscaled", settings)
     for name, title, change in STEPS_OF_LADDER:
         settings = {**settings, **change}
-        sites = ("resid", "mlp") if name == "momentum" else ("resid",)
-        yield _steered(name, title, settings, sites=sites)
+        yield _at_resid(name, title, settings)
 
 
 LADDER = tuple(_ladder())
 
 ALIVE = (
-    _steered(
+    _at_resid(
         "paper_resampling",
         "random start, and resampling as in the paper",
         {
@@ -193,7 +203,6 @@ ALIVE = (
             "sae.resample_window": Share(0.1),
             "sae.rewarm_steps": Share(0.1),
         },
-        sites=("resid", "mlp"),
     ),
 )
 

@@ -1,7 +1,7 @@
 """What a reproduction is made of: sites, arms, parts, and how much of each.
 
 An arm is one way of training a dictionary, trained at several values of its knob, for every seed.
-The values themselves are in `settings`.
+The arms themselves are in `arms`, all else in `settings`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Trial:
     loss_recovered: float
     note: str = ""
     """What else was different, if anything."""
+    taken: bool = False
+    """Whether the arm has its settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class Arm:
     values: Mapping[str, Knobs]
     """By site."""
     cost: float
-    """Seconds of one core for a step of 1024 tokens at 256 → 2048 (`settings.STEP_COSTS`)."""
+    """Seconds of one core for a step of 1024 tokens at 256 → 2048 (`arms.STEP_COSTS`)."""
     width: float = 1.0
     """Times the width of the site's recipe."""
     tokens: float = 1.0
@@ -88,7 +90,8 @@ class Site:
     name: str
     title: str
     recipe: str
-    """A recipe file, or the name of a bundled one: data and shape, and what all arms share."""
+    """A recipe file, or the name of a bundled one: data and shape, and what all arms share. What
+    arms decide is not taken from it (`arm_recipes`)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Recipe keys over it."""
     cost: float = 1.0

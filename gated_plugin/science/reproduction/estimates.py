@@ -25,13 +25,23 @@ class Estimate:
     interval: Interval | None
     """Of 95 %; None with one seed."""
     seeds: int
+    """That the mean is over."""
+    wanted: int
+    """Seeds of the scale."""
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate | None:
+    def of(cls, values: Sequence[float], wanted: int) -> Estimate | None:
         """None where there is no value."""
         if not values:
             return None
-        return cls(mean=fmean(values), interval=over_seeds(values), seeds=len(values))
+        return cls(
+            mean=fmean(values), interval=over_seeds(values), seeds=len(values), wanted=wanted
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every seed of the scale is in it: the others may be those that do worse."""
+        return self.seeds >= self.wanted
 
     def within(self, low: float, high: float) -> bool:
         """Whether the whole interval lies between the two, the ends included."""
@@ -53,7 +63,8 @@ def estimate(
     encoder: str = OWN,
 ) -> Estimate | None:
     """A figure of an arm at one L0; None where no seed's sweep reaches it."""
-    return Estimate.of(list(_at(results.of(site, arm, encoder), l0, figure).values()))
+    values = _at(results.of(site, arm, encoder), l0, figure).values()
+    return Estimate.of(list(values), len(results.seeds))
 
 
 def gain(
@@ -67,7 +78,8 @@ def gain(
     shared = [(a, b) for a, b in pairs if seeds <= a.keys() & b.keys()]
     if not shared:
         return None
-    return Estimate.of([fmean(a[seed] - b[seed] for a, b in shared) for seed in sorted(seeds)])
+    gains = [fmean(a[seed] - b[seed] for a, b in shared) for seed in sorted(seeds)]
+    return Estimate.of(gains, len(results.seeds))
 
 
 def ratio_of_l0(results: Results, site: str, ours: str, theirs: str) -> Estimate | None:
@@ -78,7 +90,15 @@ def ratio_of_l0(results: Results, site: str, ours: str, theirs: str) -> Estimate
         l0_ratio(_points(first[seed]), _points(second[seed]))
         for seed in sorted(first.keys() & second.keys())
     ]
-    return Estimate.of([ratio.median for ratio in ratios if ratio is not None])
+    medians = [ratio.median for ratio in ratios if ratio is not None]
+    return Estimate.of(medians, len(results.seeds))
+
+
+def recovery(results: Results, arm: str, figure: str) -> Estimate | None:
+    """A figure of an arm on the synthetic model, over the SAEs near the L0 that was asked for; None
+    where there are none."""
+    values = [getattr(row, figure) for row in results.recovered(arm)]
+    return Estimate.of(values, len(results.seeds))
 
 
 def _at(by_seed: dict[int, list[Row]], l0: float, figure: str = LOSS_RECOVERED) -> dict[int, float]:
@@ -88,5 +108,6 @@ def _at(by_seed: dict[int, list[Row]], l0: float, figure: str = LOSS_RECOVERED) 
 
 
 def _points(rows: Sequence[Row], figure: str = LOSS_RECOVERED) -> list[Point]:
-    pairs = [(row.l0, getattr(row, figure)) for row in rows]
+    """Without what never fires or has no such figure."""
+    pairs = [(row.l0, getattr(row, figure)) for row in rows if row.l0 > 0]
     return [Point(l0, value) for l0, value in pairs if value is not None]

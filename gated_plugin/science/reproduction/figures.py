@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gated_plugin.science.plots import BLUE, GREEN, ORANGE, save
-from gated_plugin.science.reproduction.design import Design
+from gated_plugin.science.reproduction.design import BEFORE, Design
 from gated_plugin.science.reproduction.estimates import gain
 from gated_plugin.science.reproduction.results import Results, Row
 
@@ -89,12 +89,17 @@ def _effects(design: Design, results: Results) -> list[tuple[str, float, float]]
     """Title, loss recovered more than the arm compared with, and half the interval."""
     found = []
     for part in design.parts:
+        if part.compared_with in ("", BEFORE):
+            continue
+        other = design.arm(part.compared_with).title
         for site, arms in part.arms.items():
             for name in arms:
                 more = gain(results, site, name, part.compared_with)
                 if name != part.compared_with and more is not None:
                     half = 0.0 if more.interval is None else more.interval.high - more.mean
-                    found.append((f"{site}: {design.arm(name).title}", more.mean, half))
+                    found.append(
+                        (f"{site}: {design.arm(name).title}\nover {other}", more.mean, half)
+                    )
     return found
 
 
@@ -102,12 +107,12 @@ def _bars(effects: Sequence[tuple[str, float, float]], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     titles, means, halves = zip(*effects, strict=True)
-    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.35 * len(effects)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.5 * len(effects)), layout="constrained")
     places = range(len(effects))
     axis.errorbar(means, places, xerr=halves, fmt="o", color=BLUE, capsize=3)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(places, titles)
     axis.invert_yaxis()
-    axis.set(xlabel="loss recovered more than the default recipe, with 95 % intervals over seeds")
+    axis.set(xlabel="loss recovered more than by the arm below, with 95 % intervals over seeds")
     axis.grid(alpha=0.3, axis="x")
     return save(figure, path)

@@ -9,8 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from gated_plugin.science.intervals import Interval
-from gated_plugin.science.reproduction.estimates import Estimate, estimate, gain, ratio_of_l0
+from gated_plugin.science.intervals import Interval, overlap
+from gated_plugin.science.reproduction.estimates import (
+    Estimate,
+    estimate,
+    gain,
+    ratio_of_l0,
+    recovery,
+)
 from gated_plugin.science.reproduction.results import OWN, Results
 
 
@@ -25,9 +31,11 @@ class Verdict(str, Enum):
 
 VERDICT_RULE = (
     "A claim *holds* if every mean is on its side, every interval too, and every point was "
-    "measured. It *holds weakly* if every mean is, but an interval is not, or a point lies outside "
-    "of what was measured, or there is one seed and so no interval. It *does not hold* if a mean is "
-    "on the other side."
+    "measured with every seed. It *holds weakly* if every mean is, but an interval is not, or a point "
+    "lies outside of what was measured with some seed, or there is one seed and so no interval. It "
+    "*does not hold* if a mean is on the other side. The exception is a claim to be level with "
+    "another: its mean alone has to be on the claim's side for it to *hold*, the intervals may "
+    "overlap; it *holds weakly* too if its mean is lower and the intervals overlap."
 )
 
 
@@ -42,9 +50,9 @@ class Finding:
     theirs: Estimate | None = None
     """What it is compared with, unless that is a number of the claim's rule."""
     right: bool = False
-    """Whether the mean is on the claim's side."""
+    """Whether the mean is on the claim's side; of `level`, whether it is not lower beyond doubt."""
     certain: bool = False
-    """Whether the intervals are so too."""
+    """Whether the intervals, over every seed of the scale, are so too; of `level`, the mean."""
     note: str = ""
 
 
@@ -77,22 +85,16 @@ def higher(
 
 def level(results: Results, ours: str, theirs: str, *, sites: Sequence[str]) -> list[Finding]:
     """At every L0, whether `ours` is on the front of `theirs` or above: certain where its mean is
-    not lower, right where the intervals overlap."""
-    found = []
-    for site in sites:
-        for l0 in results.l0:
-            a, b = (estimate(results, site, arm, l0) for arm in (ours, theirs))
-            both = a is not None and b is not None
-            found.append(
-                Finding(
-                    where=f"{site}, L0 {l0:g}",
-                    ours=a if both else None,
-                    theirs=b,
-                    right=a is not None and b is not None and _reaches(a, b),
-                    certain=a is not None and b is not None and a.mean >= b.mean,
-                )
-            )
-    return found
+    not lower and there are intervals, right where the intervals overlap."""
+    return [
+        _not_below(
+            f"{site}, L0 {l0:g}",
+            estimate(results, site, ours, l0),
+            estimate(results, site, theirs, l0),
+        )
+        for site in sites
+        for l0 in results.l0
+    ]
 
 
 def in_equal_time(
@@ -138,9 +140,12 @@ def gains(
     found = []
     for site in sites:
         more = gain(results, site, ours, theirs, encoder=encoder)
-        sure = more is not None and more.interval is not None and more.interval.low > 0
-        right = more is not None and more.mean > 0
-        found.append(Finding(where=site, ours=more, right=right, certain=sure))
+        if more is None:
+            found.append(Finding(where=site, ours=None))
+            continue
+        above = more.interval is not None and more.interval.low > 0
+        certain = above and more.is_complete
+        found.append(Finding(where=site, ours=more, right=more.mean > 0, certain=certain))
     return found
 
 
@@ -158,7 +163,8 @@ def alive(results: Results, arm: str, *, sites: Sequence[str], at_least: float) 
 def recovers(
     results: Results, ours: str, theirs: Sequence[str], figures: Mapping[str, str]
 ) -> list[Finding]:
-    """On the synthetic model, whether `ours` leads each of `theirs` in each figure.
+    """On the synthetic model, at the L0 asked for, whether `ours` leads each of `theirs` in each
+    figure.
 
     Args:
         figures: fields of `Recovery`, and what to call them.
@@ -166,16 +172,12 @@ def recovers(
     return [
         _above(
             f"{title}, {peer}",
-            _synthetic(results, ours, figure),
-            _synthetic(results, peer, figure),
+            recovery(results, ours, figure),
+            recovery(results, peer, figure),
         )
         for figure, title in figures.items()
         for peer in theirs
     ]
-
-
-def _synthetic(results: Results, arm: str, figure: str) -> Estimate | None:
-    return Estimate.of([getattr(row, figure) for row in results.synthetic if row.arm == arm])
 
 
 def _above(where: str, ours: Estimate | None, theirs: Estimate | None) -> Finding:
@@ -186,7 +188,22 @@ def _above(where: str, ours: Estimate | None, theirs: Estimate | None) -> Findin
         ours=ours,
         theirs=theirs,
         right=ours.mean > theirs.mean,
-        certain=ours.clearly_above(theirs),
+        certain=ours.clearly_above(theirs) and ours.is_complete and theirs.is_complete,
+    )
+
+
+def _not_below(where: str, ours: Estimate | None, theirs: Estimate | None) -> Finding:
+    if ours is None or theirs is None:
+        return Finding(where=where, ours=None, theirs=theirs)
+    a, b = ours.interval, theirs.interval
+    intervals = a is not None and b is not None
+    at_least = ours.mean >= theirs.mean
+    return Finding(
+        where=where,
+        ours=ours,
+        theirs=theirs,
+        right=at_least or (a is not None and b is not None and overlap(a, b)),
+        certain=at_least and intervals and ours.is_complete and theirs.is_complete,
     )
 
 
@@ -195,12 +212,8 @@ def _inside(where: str, ours: Estimate | None, low: float, high: float) -> Findi
     if ours is None:
         return Finding(where=where, ours=None)
     right = low <= ours.mean <= high
-    return Finding(where=where, ours=ours, right=right, certain=ours.within(low, high))
-
-
-def _reaches(ours: Estimate, theirs: Estimate) -> bool:
-    intervals = ours.interval is not None and theirs.interval is not None
-    return ours.mean >= theirs.mean or (intervals and not theirs.clearly_above(ours))
+    certain = ours.within(low, high) and ours.is_complete
+    return Finding(where=where, ours=ours, right=right, certain=certain)
 
 
 def _timed(finding: Finding, share: float | None) -> Finding:

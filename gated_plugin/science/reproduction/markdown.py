@@ -17,14 +17,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, align: str =
 
 
 def with_interval(estimate: Estimate | None, digits: int = 3, *, sign: bool = False) -> str:
-    """`0.957 [0.955, 0.959]`; `sign` writes + before what is above 0."""
+    """`0.957 [0.955, 0.959]`, and `(2 of 3 seeds)` where some are missing; `sign` writes + before
+    what is above 0."""
     if estimate is None:
         return UNKNOWN
     form = f"{'+' if sign else ''}.{digits}f"
-    if estimate.interval is None:
-        return f"{estimate.mean:{form}}"
-    low, high = estimate.interval
-    return f"{estimate.mean:{form}} [{low:{form}}, {high:{form}}]"
+    text = f"{estimate.mean:{form}}"
+    if estimate.interval is not None:
+        low, high = estimate.interval
+        text += f" [{low:{form}}, {high:{form}}]"
+    if not estimate.is_complete:
+        text += f" ({estimate.seeds} of {estimate.wanted} seeds)"
+    return text
 
 
 def number_range(estimates: Sequence[Estimate | None], digits: int = 3) -> str:

@@ -60,4 +60,6 @@ def collected(design: Design, jobs: Iterable[Job]) -> Results:
         synthetic=tuple(Recovery(**record) for record in synthetic),
         clock=tuple(ClockRow(**record) for record in clock),
         l0=design.scale.l0,
+        seeds=design.scale.seeds,
+        synthetic_l0=design.scale.synthetic_l0,
     )

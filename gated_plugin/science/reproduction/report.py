@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gated_plugin.environment import environment
 from gated_plugin.runs import beside
-from gated_plugin.science.reproduction.arm_recipes import site_recipe
+from gated_plugin.science.reproduction.arm_recipes import batch_size, site_recipe
 from gated_plugin.science.reproduction.arm_tables import part_section, searches
 from gated_plugin.science.reproduction.claims import Claim, claims
 from gated_plugin.science.reproduction.design import Design
@@ -84,12 +84,14 @@ def _preface(design: Design, seconds: float) -> str:
     sites = []
     for site in design.sites:
         recipe = site_recipe(design, site)
+        tokens = scale.steps * batch_size(design, site)
         sites.append(
-            f"`{site.name}`, {site.title}: `{recipe.runner['hook_name']}` of "
-            f"`{recipe.model_name}`, {recipe.sae['d_in']} → {recipe.sae['d_sae']}"
+            f"- `{site.name}`, {site.title}: `{recipe.runner['hook_name']}` of "
+            f"`{recipe.model_name}`, {recipe.sae['d_in']} → {recipe.sae['d_sae']}; every SAE is "
+            f"trained on {tokens:,} tokens of `{recipe.runner['dataset_path']}` unless its row says "
+            f"otherwise, and evaluated on {scale.evaluation_tokens:,} of "
+            f"`{recipe.evaluation.dataset_path}`, which training did not see."
         )
-        tokens = scale.steps * recipe.runner_config().train_batch_size_tokens
-        evaluated = f"`{recipe.evaluation.dataset_path}`"
     versions = ", ".join(
         f"{name.replace('_', '-')} {here[name]}"
         for name in ("gated_plugin", "sae_lens", "torch", "transformer_lens")
@@ -100,10 +102,8 @@ def _preface(design: Design, seconds: float) -> str:
             f"{here['cpus']} cores ({here['gpu'] or here['platform']}), Python {here['python']}, "
             f"{versions}.",
             "",
-            f"- Sites: {'; '.join(sites)}.",
-            f"- Every SAE is trained on {tokens:,} tokens unless its row says otherwise, with seeds "
-            f"{', '.join(map(str, scale.seeds))}, and evaluated on {scale.evaluation_tokens:,} "
-            f"tokens of {evaluated}, which training did not see.",
+            *sites,
+            f"- Seeds: {', '.join(map(str, scale.seeds))}.",
             f"- Arms are compared at L0 {', '.join(f'{l0:g}' for l0 in scale.l0)}, interpolated in "
             "each seed's sweep, linearly in log L0, and never extrapolated.",
             "- Brackets are 95 % intervals over seeds (Student); one seed has none.",
@@ -165,4 +165,4 @@ def _side(finding: Finding) -> str:
         return "not measured"
     if not finding.right:
         return "no"
-    return "yes" if finding.certain else "yes, but not by its interval"
+    return "yes" if finding.certain else "yes, but not for certain"

@@ -14,6 +14,9 @@ from gated_plugin.science.synthetic import Recovery
 OWN, PURSUIT = "own", "pursuit"
 """What chose the features: the SAE's own encoder, or gradient pursuit over its dictionary."""
 
+NEAR = 0.1
+"""Share of the wanted L0 that an SAE on the synthetic model may be off, and still be compared."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -67,6 +70,10 @@ class Results:
     clock: tuple[ClockRow, ...] = ()
     l0: tuple[float, ...] = field(default=())
     """Where arms are compared."""
+    seeds: tuple[int, ...] = ()
+    """Of the scale, measured or not."""
+    synthetic_l0: float = 0.0
+    """Where SAEs on the synthetic model are compared."""
 
     def of(self, site: str, arm: str, encoder: str = OWN) -> dict[int, list[Row]]:
         """The rows of an arm at a site, by seed."""
@@ -75,6 +82,15 @@ class Results:
             if (row.site, row.arm, row.encoder) == (site, arm, encoder):
                 found.setdefault(row.seed, []).append(row)
         return found
+
+    def recovered(self, arm: str) -> list[Recovery]:
+        """What an arm's SAEs found of the synthetic model, where L0 is near the wanted one."""
+        most = NEAR * self.synthetic_l0
+        return [
+            row
+            for row in self.synthetic
+            if row.arm == arm and abs(row.l0 - self.synthetic_l0) <= most
+        ]
 
     def seconds(self, site: str, arm: str) -> float | None:
         """Of an arm's whole training; None where it was not timed there."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from gated_plugin.science.reproduction.arms import ABLATIONS, ARMS, LADDER, PEERS
 from gated_plugin.science.reproduction.design import BEFORE, Design, Part, Scale, Site
+from gated_plugin.science.reproduction.results import NEAR
 from gated_plugin.science.reproduction.searches import SEARCHED
 
 FULL = Scale(
     name="full",
-    steps=600,
+    steps=1000,
     seeds=(1, 2, 3),
     l0=(16, 32, 64),
-    evaluation_tokens=64_000,
+    evaluation_tokens=200_000,
     synthetic_l0=4,
     synthetic_samples=500_000,
     pursuit_tokens=8_192,
@@ -75,7 +76,9 @@ PARTS = (
         name="ladder",
         title="What each change of the default recipe brings",
         arms={"resid": (*(arm.name for arm in LADDER), "gated")},
-        about="Each row has the changes of all rows before it; the last is the default.",
+        about="Each row has the changes of all rows before it; the last is the default. All rows "
+        "share its schedule (the learning rate falls over the second half) and none resamples: the "
+        "first is not the paper's whole recipe.",
         compared_with=BEFORE,
     ),
     Part(
@@ -84,7 +87,14 @@ PARTS = (
         arms={"resid": ("gated", "baseline")},
         also="pursuit",
     ),
-    Part(name="synthetic", title="Known features", arms={}, also="synthetic"),
+    Part(
+        name="synthetic",
+        title="Known features",
+        arms={},
+        about="No arm here is tuned but for its learning rate. Each one's knob is searched for the "
+        f"wanted L0; an SAE that ends more than {NEAR:.0%} off it does not count.",
+        also="synthetic",
+    ),
     Part(
         name="alive",
         title="Dead features",

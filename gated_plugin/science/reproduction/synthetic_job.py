@@ -9,7 +9,7 @@ from gated_plugin.science import synthetic
 from gated_plugin.science.reproduction.design import Design
 from gated_plugin.science.reproduction.jobs import Job, Record
 
-SECONDS_PER_STEP = 0.006
+SECONDS_PER_STEP = 0.015
 """Of one core, for the default model and a batch of `synthetic.BATCH`: for the estimate alone."""
 SEARCH = 3
 """Trainings that a search for an L0 takes on average; for the estimate alone."""
@@ -35,7 +35,7 @@ class SyntheticJob(Job):
 
     @property
     def seconds(self) -> float:
-        trainings = len(self.design.scale.seeds) * (SEARCH if self._arm.start is not None else 1)
+        trainings = len(self.design.scale.seeds) * (1 if self._arm.whole else SEARCH)
         steps = self.design.scale.synthetic_samples // synthetic.BATCH
         return SECONDS_PER_STEP * steps * trainings
 
