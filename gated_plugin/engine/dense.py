@@ -1,6 +1,6 @@
 """The training step with every gate computed: for the start of training, when half are open.
 
-Seven dense products instead of SAELens' fifteen: one encode, two decodes, their two
+Seven dense products instead of SAELens' thirteen: one encode, two decodes, their two
 mirrors, and the two weights' gradients; the gradients of the biases are sums. The
 formulas are those of `step.py`. Shapes: B rows, N d_in, M d_sae.
 """
