@@ -113,7 +113,9 @@ def demo(
 
     silent = silenced(as_json, quiet)
     summary = run_demo(out, quiet=silent, report=reporter(silent))
-    answer(chosen(as_json, quiet), summary, f"\nA Gated SAE in {summary['seconds']:.0f} s:")
+    output = chosen(as_json, quiet)
+    figures = _with_intervals(summary) if output is Output.human else summary
+    answer(output, figures, f"\nA Gated SAE in {summary['seconds']:.0f} s:")
 
 
 @app.command()
