@@ -186,7 +186,9 @@ class PaperTrainingSAE(GatedBase, TrainingSAE[Any], ABC):
 
     @torch.compiler.disable
     def _start_at(self, x: Tensor) -> None:
-        if self.data_start is not None and torch.is_grad_enabled() and x.isfinite().all():
+        if self.data_start is None or self.data_start.is_over or not torch.is_grad_enabled():
+            return
+        if x.isfinite().all():
             self.data_start.begin(self, self.run_time_activation_norm_fn_in(x))
 
     @torch.compiler.disable
@@ -224,11 +226,12 @@ class PaperTrainingSAE(GatedBase, TrainingSAE[Any], ABC):
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
         """SAELens' two files; beside them the states of a steered λ, of the start, of resampling."""
         saved = super().save_model(path)
-        states = {
-            "l0_target": self.l0_target and asdict(self.l0_target),
-            "data_start": self.data_start and asdict(self.data_start),
-        }
-        if any(states.values()):
+        states: dict[str, Any] = {}
+        if self.l0_target is not None:
+            states["l0_target"] = asdict(self.l0_target)
+        if self.data_start is not None:
+            states["begun"] = self.data_start.begun
+        if states:
             (Path(path) / STATE_FILENAME).write_text(json.dumps(states))
         if self.resampler is not None:
             self.resampler.save(Path(path))
@@ -239,12 +242,11 @@ class PaperTrainingSAE(GatedBase, TrainingSAE[Any], ABC):
         """Weights, and those states that the checkpoint has; what has weights has started."""
         super().load_weights_from_checkpoint(checkpoint_path)
         file = Path(checkpoint_path) / STATE_FILENAME
-        states = json.loads(file.read_text()) if file.exists() else {}
-        if self.l0_target is not None and states.get("l0_target"):
+        states: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        if self.l0_target is not None and "l0_target" in states:
             self.l0_target = L0Target(**states["l0_target"])
         if self.data_start is not None:
-            begun = states.get("data_start") or {"d_sae": self.cfg.d_sae, "begun": self.cfg.d_sae}
-            self.data_start = DataStart(**begun)
+            self.data_start.begun = states.get("begun", self.data_start.d_sae)
         if self.resampler is not None:
             self.resampler.load(Path(checkpoint_path))
 

@@ -12,9 +12,9 @@ Over seeds (Student): mean ± t₀.₉₇₅(n − 1) · s / √n.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,15 @@ def bootstrap(numerators: Tensor, denominators: Tensor) -> Interval | None:
         return None
     totals = resampled(torch.stack([numerators, denominators], 1))
     return percentile(totals[:, 0] / totals[:, 1])
+
+
+def with_ends(evaluation: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Figures of an `evaluation.json`, each followed by the ends of its interval, for a table."""
+    figures: dict[str, Any] = {}
+    for name in names:
+        low, high = evaluation[f"{name}_interval"] or (None, None)
+        figures |= {name: evaluation[name], f"{name}_low": low, f"{name}_high": high}
+    return figures
 
 
 def over_seeds(values: Sequence[float]) -> Interval | None:

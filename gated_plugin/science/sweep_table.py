@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from gated_plugin.runs import Run, beside, read_json
-from gated_plugin.science.intervals import Interval, over_seeds
+from gated_plugin.science.intervals import Interval, over_seeds, with_ends
 from gated_plugin.science.pareto import Point, at_l0, l0_ratio
 
 L0_POINTS = (16.0, 32.0, 64.0)
@@ -53,15 +53,11 @@ def row_of(run: Run, folder: Path, *, arm: str, seed: int, lambda_: float) -> Ro
     """The row of a run that was trained in a group and evaluated."""
     found = read_json(run.evaluation)
     last = json.loads(run.training_log.read_text(encoding="utf-8").splitlines()[-1])
-    ends: dict[str, float | None] = {}
-    for name in ("l0", "loss_recovered", "gamma", "fvu"):
-        low, high = found[f"{name}_interval"] or (None, None)
-        ends |= {name: found[name], f"{name}_low": low, f"{name}_high": high}
     return Row(
         arm=arm,
         seed=seed,
         lambda_=lambda_,
-        **ends,  # type: ignore[arg-type] # l0 is never None
+        **with_ends(found, ("l0", "loss_recovered", "gamma", "fvu")),
         alive=found["alive"],
         n_dead=found["n_dead"],
         n_dense=found["n_dense"],

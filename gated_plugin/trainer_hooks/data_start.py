@@ -24,22 +24,25 @@ SMALLEST_NORM = 1e-12
 
 @dataclass
 class DataStart:
-    """State of one SAE's start: a number, which travels with a checkpoint."""
+    """State of one SAE's start; `begun` travels with a checkpoint."""
 
     d_sae: int
     begun: int = 0
     """Features that have been set."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all have."""
+        return self.begun == self.d_sae
+
     @torch.no_grad()
     def begin(self, sae: Any, seen_BN: Tensor) -> None:
-        """Set the next features, as long as there are any, before the forward pass of a batch.
+        """Set the next features, before the forward pass of a batch; not to be called once `is_over`.
 
         Args:
             sae: with `W_dec`, `b_dec` and encoders; `cfg.encoder_init_norm` is s.
             seen_BN: the batch in the units that W_dec writes in, [..., N]; finite.
         """
-        if self.begun == self.d_sae:
-            return
         rows_BN = seen_BN.reshape(-1, seen_BN.shape[-1])
         if not self.begun:
             sae.b_dec.copy_(rows_BN.mean(0))

@@ -10,6 +10,7 @@ from typing import Any
 
 from gated_plugin.recipes import Recipe
 from gated_plugin.runs import Run, read_json
+from gated_plugin.science.intervals import with_ends
 from gated_plugin.science.reproduction.arm_recipes import arm_recipe, relative, steps_of
 from gated_plugin.science.reproduction.clock_job import ClockJob
 from gated_plugin.science.reproduction.design import Arm, Design, Site
@@ -119,10 +120,7 @@ class TrainingJob(Job):
 
 def row_of(evaluation: dict[str, Any], **about: Any) -> Row:
     """A row of the table, of what `evaluation.json` says and of what it is about."""
-    figures: dict[str, Any] = {}
-    for name in ("l0", "loss_recovered", "gamma"):
-        low, high = evaluation[f"{name}_interval"] or (None, None)
-        figures |= {name: evaluation[name], f"{name}_low": low, f"{name}_high": high}
+    figures = with_ends(evaluation, ("l0", "loss_recovered", "gamma"))
     for name in ("fvu", "alive", "n_dead", "n_dense", "tokens_evaluated"):
         figures[name] = evaluation[name]
     return Row(**about, **figures, tokens=evaluation["tokens_trained"])
