@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gated_plugin.plan import RunPlan
     from gated_plugin.plan.needs import Need
 
+SMALLER = "try --set act_store_device=cpu, or a smaller n_batches_in_buffer"
 COLUMNS = {"part": "", "amount": "", "how": ""}
 LISTED = {
     "variant": "variant",
@@ -94,9 +95,12 @@ def _fits(plan: RunPlan) -> str:
     if plan.memory_of_device is None:
         return said
     said += f", which has {_bytes(plan.memory_of_device)}"
-    if plan.memory_on_device > plan.memory_of_device:
-        said += ": too much; try --set act_store_device=cpu, or a smaller n_batches_in_buffer"
-    return said
+    return f"{said}: too much; {SMALLER}" if _exceeds(plan) else said
+
+
+def _exceeds(plan: RunPlan) -> bool:
+    device = plan.memory_of_device
+    return device is not None and plan.memory_on_device > device
 
 
 def _print_all(plans: list[RunPlan]) -> None:
@@ -104,7 +108,7 @@ def _print_all(plans: list[RunPlan]) -> None:
         {
             "variant": plan.recipe.rpartition("/")[2],
             "parameters": plan.parameters,
-            "memory": _bytes(plan.memory_total),
+            "memory": _bytes(plan.memory_total) + " *" * _exceeds(plan),
             "flops": f"{plan.flops_total:.2g}",
             "time": _time(plan.seconds),
             "source": plan.source,
@@ -112,6 +116,8 @@ def _print_all(plans: list[RunPlan]) -> None:
         for plan in plans
     ]
     table(Output.human, "variants", rows, LISTED)
+    if any(map(_exceeds, plans)):
+        text(f"\n* More than one {plans[0].device} has; {SMALLER}.")
     together = _time(sum(plan.seconds for plan in plans))
     text(f"\nAll {len(plans)} one after the other: {together} on one {plans[0].device}.")
     text(f"One of them: gated-hub plan {plans[0].recipe}")

@@ -41,11 +41,12 @@ def sweep(
 
     gated-hub sweep quickstart --lambda 0.5,1,2 --seeds 1,2,3 --baseline
     """
+    lambdas, chosen_seeds = numbers(lambda_, float, "--lambda"), numbers(seeds, int, "--seeds")
+
     from gated_plugin.recipes import Recipe
     from gated_plugin.science.sweep import sweep as run_sweep
     from gated_plugin.science.sweep_table import records
 
-    lambdas, chosen_seeds = numbers(lambda_, float, "--lambda"), numbers(seeds, int, "--seeds")
     plan = Recipe.load(recipe, set_ or ())
     silent = silenced(as_json, quiet)
     with finished_by_the_same_command():

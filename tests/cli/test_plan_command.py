@@ -38,6 +38,12 @@ def test_a_recipe_with_variants_is_a_price_list(gated_hub: GatedHub) -> None:
     assert lines[-1] == "One of them: gated-hub plan gelu-1l/l0-8"
 
 
+def test_a_price_list_marks_what_does_not_fit(gated_hub: GatedHub) -> None:
+    lines = gated_hub("plan", "gelu-1l", "--gpu", "A100", "--set", "sae.d_sae=16777216").stdout
+    assert " GB *  " in lines
+    assert "* More than one A100 has; try --set act_store_device=cpu" in lines
+
+
 def test_json_is_one_object(gated_hub: GatedHub) -> None:
     one = json.loads(gated_hub("plan", "gelu-1l/l0-8", "--json").stdout)
     assert one["recipe"] == "gelu-1l/l0-8"

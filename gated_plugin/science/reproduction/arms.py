@@ -49,7 +49,7 @@ resampling are ours."""
 
 GATED_LAMBDAS = {
     "resid": Knobs(full=(0.8, 1.4, 2.4, 4.0), quick=(1.5, 5.0)),
-    "mlp": Knobs(full=(1.6, 3.2, 6.0, 11.0), quick=(3.0, 10.0)),
+    "mlp": Knobs(full=(1.3, 2.8, 6.0, 11.0), quick=(3.0, 10.0)),
 }
 BASELINE_LAMBDAS = {
     "resid": Knobs(full=(0.3, 0.6, 1.2, 2.2, 4.0), quick=(1.0, 4.0)),
@@ -108,7 +108,7 @@ PEERS = (
         "SAELens' gated",
         lr=3e-3,
         knob="sae.l1_coefficient",
-        values=Knobs(full=(0.9, 2, 4.5), quick=(1, 4)),
+        values=Knobs(full=(0.9, 2, 4.5), quick=(0.5, 2)),
     ),
     _peer(
         "batchtopk",
@@ -122,7 +122,7 @@ PEERS = (
         "SAELens' JumpReLU",
         lr=1e-2,
         knob="sae.l0_coefficient",
-        values=Knobs(full=(0.1, 0.35, 1.0), quick=(0.1, 1)),
+        values=Knobs(full=(0.08, 0.35, 1.4), quick=(0.1, 1)),
     ),
     _peer(
         "standard",
@@ -192,17 +192,24 @@ def _ladder() -> Iterator[Arm]:
 
 LADDER = tuple(_ladder())
 
+RESAMPLING = {
+    "sae.resampling": "paper",
+    "sae.resample_steps": [Share(0.2), Share(0.4)],
+    "sae.resample_window": Share(0.1),
+    "sae.rewarm_steps": Share(0.1),
+}
+
 ALIVE = (
     _at_resid(
         "paper_resampling",
         "random start, and resampling as in the paper",
-        {
-            **{key: value for key, value in DEFAULT.items() if key != "sae.start"},
-            "sae.resampling": "paper",
-            "sae.resample_steps": [Share(0.2), Share(0.4)],
-            "sae.resample_window": Share(0.1),
-            "sae.rewarm_steps": Share(0.1),
-        },
+        {**{key: value for key, value in DEFAULT.items() if key != "sae.start"}, **RESAMPLING},
+    ),
+    _penalised(
+        "data_resampling",
+        "default recipe, and resampling",
+        {**DEFAULT, **RESAMPLING},
+        {"resid": GATED_LAMBDAS["resid"]},
     ),
 )
 

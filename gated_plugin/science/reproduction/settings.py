@@ -98,7 +98,10 @@ PARTS = (
     Part(
         name="alive",
         title="Dead features",
-        arms={site.name: ("momentum", "paper_resampling", "gated") for site in SITES},
+        arms={
+            "resid": ("momentum", "paper_resampling", "data_resampling", "gated"),
+            "mlp": ("gated",),
+        },
         compared_with="momentum",
     ),
 )
