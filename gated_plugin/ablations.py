@@ -25,7 +25,8 @@ class Ablations:
 
     decoder_norm: Literal["unit", "free"] = "unit"
     """`free`: decoder rows start at norm 1 and then have any norm, which weighs the penalty as in
-    SAELens: λ Σ ReLU(π_gate) ‖w_dec‖. What is saved for inference has its norms folded."""
+    SAELens: λ Σ ReLU(π_gate) ‖w_dec‖. No gradient of the penalty reaches a frozen auxiliary decoder's
+    norm: nothing would hold against it. What is saved for inference has its norms folded."""
 
     trained: Literal["all", "magnitude"] = "all"
     """`magnitude`: only `r_mag` and `b_mag` learn, from the reconstruction alone: the paper's

@@ -41,15 +41,18 @@ def gated_loss(
         x_hat_BN: its reconstruction from the features.
         seen_BN: x as the encoder sees it: x itself, unless activations are normalised at run time.
         pi_gate_BM: pre-activations of the gate.
-        W_dec_MN, b_dec_N: the decoder, through which the auxiliary term passes no gradient.
+        W_dec_MN, b_dec_N: the decoder, through which the gate's terms pass no gradient.
         l1: λ, for a squared error that is summed over N.
-        live: ablation: the auxiliary term's gradient reaches the decoder.
+        live: ablation: the gradients of the gate's terms reach the decoder.
         weighted: ablation: λ Σ ReLU(π_gate) ‖w_dec‖, for a decoder of free norm.
     """
     gate_BM = torch.relu(pi_gate_BM)
+    weighed_BM = gate_BM
+    if weighted:
+        weighed_BM = gate_BM * (W_dec_MN if live else W_dec_MN.detach()).norm(dim=1)
     return GatedLoss(
         reconstruction=squared_error(x_BN, x_hat_BN),
-        sparsity=sparsity_penalty(gate_BM * W_dec_MN.norm(dim=1) if weighted else gate_BM, l1),
+        sparsity=sparsity_penalty(weighed_BM, l1),
         auxiliary=(live_auxiliary_error if live else auxiliary_error)(
             seen_BN, gate_BM, W_dec_MN, b_dec_N
         ),

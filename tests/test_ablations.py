@@ -54,7 +54,7 @@ def formula(
     f = (pi_gate > 0) * (centred @ W_mag + p["b_mag"]).clamp_min(0)
     gate = pi_gate.clamp_min(0)
     W_aux, b_aux = (p[n] if live else p[n].detach() for n in ("W_dec", "b_dec"))
-    weight = p["W_dec"].square().sum(1).sqrt() if free else 1
+    weight = W_aux.square().sum(1).sqrt() if free else 1
     return {
         "mse_loss": (x - f @ p["W_dec"] - p["b_dec"]).square().sum(1).mean(),
         "l1_loss": L1 * (gate * weight).sum(1).mean(),

@@ -41,7 +41,7 @@ def ablated_step(
         magnitude: the other encoder, where they are.
         l1: λ, for a squared error that is summed over N.
         centred: whether the encoder sees x − b_dec, or x itself.
-        live: the auxiliary term's gradient reaches the decoder.
+        live: the gradients of the gate's two terms reach the decoder.
         weighted: the penalty is weighted by the norms of the decoder's rows.
 
     Returns:
@@ -65,12 +65,12 @@ def ablated_step(
     gate_K = on_support(operations, open_gates, support.pre_K, seen_BN, plain)
 
     x_hat_BN = decode(codes.with_values(f_K), W_dec_MN, b_dec_N)
-    decoder = (W_dec_MN, b_dec_N) if live else (W_dec_MN.detach(), b_dec_N.detach())
-    norms_K = W_dec_MN.norm(dim=1)[codes.features] if weighted else 1
+    W_gate_MN, b_gate_N = (w if live else w.detach() for w in (W_dec_MN, b_dec_N))
+    norms_K = W_gate_MN.norm(dim=1)[codes.features] if weighted else 1
     losses = GatedLoss(
         reconstruction=squared_error(x_BN, x_hat_BN),
         sparsity=l1 / len(x_BN) * (gate_K * norms_K).sum(),
-        auxiliary=squared_error(x_BN, decode(codes.with_values(gate_K), *decoder)),
+        auxiliary=squared_error(x_BN, decode(codes.with_values(gate_K), W_gate_MN, b_gate_N)),
     )
     return GatedStep(losses, x_hat_BN, StepFeatures(codes.with_values(f_K)), choice)
 

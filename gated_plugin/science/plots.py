@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from gated_plugin.runs import Run, beside, read_json
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe-Ito: told apart by colour-blind readers too.
@@ -86,3 +87,12 @@ def save(figure: Figure, path: Path) -> Path:
         figure.savefig(unfinished, dpi=130, format="png")
     pyplot.close(figure)
     return path
+
+
+def against_l0(axis: Axes, title: str) -> None:
+    """Make the panel's x axis L0 by its logarithm, labelled at 1, 2, 3 and 5 times powers of ten."""
+    axis.set(xlabel="L0 (features per token)", title=title, xscale="log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(lambda l0, _: f"{l0:g}" if f"{l0:g}"[0] in "235" else "")
+    axis.tick_params(axis="x", which="both", labelsize=9)
+    axis.grid(alpha=0.3, which="both")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gated_plugin.science.pareto import front
-from gated_plugin.science.plots import BLUE, ORANGE, save
+from gated_plugin.science.plots import BLUE, ORANGE, against_l0, save
 from gated_plugin.science.sweep_table import Figure, Row, curves
 
 LOOKS = ((BLUE, "o"), (ORANGE, "s"))
@@ -48,11 +48,7 @@ def draw_sweep(rows: Sequence[Row], path: Path) -> Path:
                 axis.plot([p.l0 for p in best], [p.value for p in best], color=colour, linewidth=1)
         if panel.ideal is not None:
             axis.axhline(panel.ideal, color="black", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="L0 (features per token)", title=panel.title, xscale="log")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(lambda l0, _: f"{l0:g}" if f"{l0:g}"[0] in "235" else "")
-        axis.tick_params(axis="x", which="both", labelsize=9)
-        axis.grid(alpha=0.3, which="both")
+        against_l0(axis, panel.title)
     axes[2].set_ylim(0, 1.02)
     axes[0].legend()
     return save(figure, path)

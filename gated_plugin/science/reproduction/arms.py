@@ -122,7 +122,7 @@ PEERS = (
         "SAELens' JumpReLU",
         lr=1e-2,
         knob="sae.l0_coefficient",
-        values=Knobs(full=(0.08, 0.35, 1.4), quick=(0.1, 1)),
+        values=Knobs(full=(0.15, 0.35, 0.85), quick=(0.1, 1)),
     ),
     _peer(
         "standard",
@@ -141,7 +141,7 @@ LONG = Arm(
     values={"resid": GATED_LAMBDAS["resid"]},
     cost=STEP_COSTS["gated"],
     as_long_as=tuple(arm.name for arm in PEERS),
-    tokens=3.0,
+    tokens=2.0,
 )
 """`tokens` is the most that it gets; the clock says how many fit."""
 
@@ -213,4 +213,9 @@ ALIVE = (
     ),
 )
 
-ARMS = (GATED, BASELINE, *PEERS, LONG, *ABLATIONS, *LADDER, *ALIVE)
+SCHEDULES = (
+    _at_resid("lambda_warm_up", "λ warmed up", {**DEFAULT, "sae.l1_warm_up_steps": Share(0.2)}),
+    _at_resid("no_lr_decay", "learning rate not decayed", {**DEFAULT, "lr_decay_steps": 0}),
+)
+
+ARMS = (GATED, BASELINE, *PEERS, LONG, *ABLATIONS, *LADDER, *SCHEDULES, *ALIVE)

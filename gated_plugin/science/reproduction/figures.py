@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gated_plugin.science.plots import BLUE, GREEN, ORANGE, save
+from gated_plugin.science.plots import BLUE, GREEN, ORANGE, against_l0, save
 from gated_plugin.science.reproduction.design import BEFORE, Design
 from gated_plugin.science.reproduction.estimates import gain
 from gated_plugin.science.reproduction.results import Results, Row
@@ -53,11 +53,7 @@ def _fronts(design: Design, results: Results, site: str, arms: Sequence[str], pa
     for axis, (name, title) in zip(axes, PANELS.items(), strict=True):
         for arm, look in zip(arms, LOOKS, strict=False):
             _curve(axis, results.of(site, arm), name, design.arm(arm).title, look)
-        axis.set(xlabel="L0 (features per token)", title=title, xscale="log")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(axis="x", which="both", labelsize=8)
-        axis.grid(alpha=0.3, which="both")
+        against_l0(axis, title)
     axes[-1].set_ylim(0, 1.02)
     axes[0].legend(fontsize=8)
     figure.suptitle(f"{design.site(site).title}: each line a seed")

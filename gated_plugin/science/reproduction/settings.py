@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gated_plugin.science.reproduction.arms import ABLATIONS, ARMS, LADDER, PEERS
+from gated_plugin.science.reproduction.arms import ABLATIONS, ARMS, LADDER, PEERS, SCHEDULES
 from gated_plugin.science.reproduction.design import BEFORE, Design, Part, Scale, Site
 from gated_plugin.science.reproduction.results import NEAR
 from gated_plugin.science.reproduction.searches import SEARCHED
@@ -63,7 +63,7 @@ PARTS = (
         title="Equal training time",
         arms={"resid": ("gated_long", *(arm.name for arm in PEERS))},
         about="Steps are timed in one process, on the same batches, arm after arm. Ours trains on "
-        "as many tokens as fit in the time of the cheapest of the others, at most three times theirs.",
+        "as many tokens as fit in the time of the cheapest of the others, at most twice theirs.",
         pictured=True,
     ),
     Part(
@@ -80,6 +80,14 @@ PARTS = (
         "share its schedule (the learning rate falls over the second half) and none resamples: the "
         "first is not the paper's whole recipe.",
         compared_with=BEFORE,
+    ),
+    Part(
+        name="schedules",
+        title="Other schedules",
+        arms={"resid": ("gated", *(arm.name for arm in SCHEDULES))},
+        about="The default with λ raised over the first fifth of the steps, and with a learning rate "
+        "that stays after its warm-up.",
+        compared_with="gated",
     ),
     Part(
         name="pursuit",
