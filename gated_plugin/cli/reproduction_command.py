@@ -21,8 +21,8 @@ def reproduce(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="A part: claims, peers, clock, ablations, ladder, schedules, pursuit, synthetic or "
-            "alive; may be repeated."
+            help="A part: claims, peers, clock, ablations, ladder, pursuit, synthetic, "
+            "revival or alive; may be repeated."
         ),
     ] = None,
     seeds: Annotated[

@@ -295,7 +295,8 @@ def test_every_ablation_is_compared_with_its_own_arm() -> None:
     named = {claim.name: claim for claim in claims()}
     for better in arms:
         ablations = [curve(arm, 0.95 if arm == better else 0.8, spread=0.01) for arm in arms]
-        measured = results(curve("gated", 0.9, spread=0.01), *ablations)
+        ours = [curve(arm, 0.9, spread=0.01) for arm in ("gated", "default")]
+        measured = results(*ours, *ablations)
         for arm in arms:
             found = verdict(named[arm.replace("_", "-")].measure(measured, ("resid",)))
             assert found is (Verdict.fails if arm == better else Verdict.holds)

@@ -98,13 +98,13 @@ def test_the_figure_of_changes_says_what_each_is_compared_with() -> None:
     design = settings.design(quick=False)
     rows = tuple(
         row(arm, seed, l0, 0.9)
-        for arm in ("momentum", "gated", "no_r_mag")
+        for arm in ("momentum", "default", "no_r_mag")
         for seed in (1, 2)
         for l0 in (16, 64)
     )
     titles = [title for title, _, _ in _effects(design, Results(rows=rows, l0=(32,)))]
-    gated, momentum = design.arm("gated").title, design.arm("momentum").title
-    assert titles == [f"resid: r_mag held at 0\nover {gated}", f"resid: {gated}\nover {momentum}"]
+    ours, momentum = design.arm("default").title, design.arm("momentum").title
+    assert titles == [f"resid: r_mag held at 0\nover {ours}", f"resid: {ours}\nover {momentum}"]
 
 
 def test_a_table_counts_the_seeds_where_some_are_missing() -> None:

@@ -57,7 +57,8 @@ BASELINE_LAMBDAS = {
 }
 """Down to λ that let the baseline come near ours."""
 AROUND_32 = Knobs(full=(1.0, 2.2), quick=(1.5, 5.0))
-"""For arms that are compared at an L0 of about 32 alone."""
+"""For arms that are compared at an L0 of about 32 alone, with `ALIKE`: what is interpolated over a
+wide gap comes out lower than it is, so both sides of a small difference need the same gap."""
 
 
 def _penalised(
@@ -94,6 +95,8 @@ def _peer(architecture: str, title: str, *, lr: float, knob: str, values: Knobs)
 
 
 GATED = _penalised("gated", "Gated, default recipe", DEFAULT, GATED_LAMBDAS)
+
+ALIKE = _at_resid("default", "Gated, default recipe, at two λ", DEFAULT)
 
 BASELINE = _penalised(
     "baseline",
@@ -171,7 +174,7 @@ ABLATIONS = (
         starts_from="baseline",
     ),
 )
-"""Each is the default with one change; the last starts from a finished baseline, whose activation
+"""Each is the default with one change (compared with `ALIKE`); the last starts from a finished baseline, whose activation
 scaling is in its weights."""
 
 STEPS_OF_LADDER = (
@@ -184,7 +187,12 @@ STEPS_OF_LADDER = (
 def _ladder() -> Iterator[Arm]:
     """From the paper's lr and β1 to the default, whose start at data is the last change."""
     settings: dict[str, Any] = PAPER
-    yield _at_resid("paper", "the paper's lr and β1, encoder start unscaled", settings)
+    yield _penalised(
+        "paper",
+        "the paper's lr and β1, encoder start unscaled",
+        settings,
+        {"resid": Knobs(full=(2.2, 6.0), quick=(4.0, 12.0))},
+    )
     for name, title, change in STEPS_OF_LADDER:
         settings = {**settings, **change}
         yield _at_resid(name, title, settings)
@@ -213,9 +221,4 @@ ALIVE = (
     ),
 )
 
-SCHEDULES = (
-    _at_resid("lambda_warm_up", "λ warmed up", {**DEFAULT, "sae.l1_warm_up_steps": Share(0.2)}),
-    _at_resid("no_lr_decay", "learning rate not decayed", {**DEFAULT, "lr_decay_steps": 0}),
-)
-
-ARMS = (GATED, BASELINE, *PEERS, LONG, *ABLATIONS, *LADDER, *SCHEDULES, *ALIVE)
+ARMS = (GATED, ALIKE, BASELINE, *PEERS, LONG, *ABLATIONS, *LADDER, *ALIVE)

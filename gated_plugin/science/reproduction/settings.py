@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gated_plugin.science.reproduction.arms import ABLATIONS, ARMS, LADDER, PEERS, SCHEDULES
+from gated_plugin.science.reproduction.arms import ABLATIONS, ARMS, LADDER, PEERS
 from gated_plugin.science.reproduction.design import BEFORE, Design, Part, Scale, Site
 from gated_plugin.science.reproduction.results import NEAR
 from gated_plugin.science.reproduction.searches import SEARCHED
@@ -69,25 +69,17 @@ PARTS = (
     Part(
         name="ablations",
         title="The paper's ablations",
-        arms={"resid": ("gated", *(arm.name for arm in ABLATIONS))},
-        compared_with="gated",
+        arms={"resid": ("default", *(arm.name for arm in ABLATIONS))},
+        compared_with="default",
     ),
     Part(
         name="ladder",
         title="What each change of the default recipe brings",
-        arms={"resid": (*(arm.name for arm in LADDER), "gated")},
+        arms={"resid": (*(arm.name for arm in LADDER), "default")},
         about="Each row has the changes of all rows before it; the last is the default. All rows "
         "share its schedule (the learning rate falls over the second half) and none resamples: the "
         "first is not the paper's whole recipe.",
         compared_with=BEFORE,
-    ),
-    Part(
-        name="schedules",
-        title="Other schedules",
-        arms={"resid": ("gated", *(arm.name for arm in SCHEDULES))},
-        about="The default with λ raised over the first fifth of the steps, and with a learning rate "
-        "that stays after its warm-up.",
-        compared_with="gated",
     ),
     Part(
         name="pursuit",
@@ -104,13 +96,16 @@ PARTS = (
         also="synthetic",
     ),
     Part(
+        name="revival",
+        title="Starts and resampling",
+        arms={"resid": ("momentum", "paper_resampling", "default")},
+        compared_with="momentum",
+    ),
+    Part(
         name="alive",
         title="Dead features",
-        arms={
-            "resid": ("momentum", "paper_resampling", "data_resampling", "gated"),
-            "mlp": ("gated",),
-        },
-        compared_with="momentum",
+        arms={"resid": ("gated", "data_resampling"), "mlp": ("gated",)},
+        compared_with="gated",
     ),
 )
 
