@@ -199,10 +199,12 @@ def test_a_model_of_unknown_size_is_refused_unless_it_is_told(tiny: Path) -> Non
     assert part(told, "language model, weights").bytes == 2_000_000
     (model,) = [job for job in told.work if job.part == "language model"]
     assert model.flops == 2 * 1_000_000 * 3 * 4 * 128  # 3 buffers of 4 prompts serve 20 batches
+    forward = part(told, "language model, forward pass")
+    assert (forward.bytes, forward.counts) == (0, False)
 
 
 def test_an_unknown_device_is_refused_with_the_choices() -> None:
-    with pytest.raises(GatedError, match=r"'h2'.*--gpu H200, one of H200, H100, A100, cpu"):
+    with pytest.raises(GatedError, match=r"'h2' to plan for, but H200, H100, A100, cpu; give --gpu H200"):
         plan("quickstart", gpu="h2")
 
 

@@ -34,7 +34,9 @@ def plan_run(
     set_: Set = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="H200, H100, A100 or cpu; what the recipe trains on by default."),
+        typer.Option(
+            help="H200, H100, A100 or cpu; by default cpu for a recipe that trains there, else H100."
+        ),
     ] = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(min=1, help="Throughput of training that you measured.")

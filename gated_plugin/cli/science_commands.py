@@ -28,7 +28,11 @@ def sweep(
         typer.Option("--seeds", "--seed", help="Seeds, such as 1,2,3; may be repeated."),
     ] = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Train the L1 baseline on the same text too.")
+        bool,
+        typer.Option(
+            "--baseline",
+            help="Train the L1 baseline on the same text too, at the recipe's baseline_lambdas if it has them.",
+        ),
     ] = False,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Folder; sweeps/NAME by default.")] = None,

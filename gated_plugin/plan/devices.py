@@ -61,8 +61,8 @@ def device(name: str) -> Device:
     if name.upper() not in GPUS:
         near = get_close_matches(name, CHOICES, n=1, cutoff=0.0)
         raise GatedError(
-            f"There is no device {name!r} to plan for; give --gpu {near[0]}, one of "
-            f"{', '.join(CHOICES)}, or --tokens-per-second for another."
+            f"There is no device {name!r} to plan for, but {', '.join(CHOICES)}; give --gpu "
+            f"{near[0]}, or --tokens-per-second for another."
         )
     return GPUS[name.upper()]
 

@@ -26,6 +26,11 @@ class LanguageModel:
     """Learned position embeddings."""
 
     @property
+    def shape_is_known(self) -> bool:
+        """Or only its number of parameters."""
+        return self.heads > 0
+
+    @property
     def block(self) -> int:
         """Parameters of one block."""
         attention = 4 * self.d_model * self.heads * self.d_head

@@ -129,13 +129,17 @@ def _of_language_model(shape: Shape) -> list[Need]:
     pairs = PAIRS * model.heads * shape.context**2
     held = shape.recipe.evaluation.batch_size_prompts
     logits = LOGITS * held * shape.context * model.vocabulary * BYTES["float32"]
+    weights = Need(
+        "language model, weights",
+        model.parameters * size,
+        f"{model.parameters:,} in {shape.model_dtype}",
+        place,
+    )
+    if not model.shape_is_known:
+        how = "not known without the model's shape"
+        return [weights, Need("language model, forward pass", 0, how, place, False)]
     return [
-        Need(
-            "language model, weights",
-            model.parameters * size,
-            f"{model.parameters:,} in {shape.model_dtype}",
-            place,
-        ),
+        weights,
         Need(
             "language model, forward pass",
             prompts * (in_blocks + pairs) * size,

@@ -225,8 +225,12 @@ class _Measuring:
         losses = torch.stack([text.clean[0], self.sums[name].spliced, text.zero[0]])
         if not losses.isfinite().all():
             raise GatedError(
-                f"The loss on the held-out text is not finite (left alone, with {name} spliced in, "
-                f"zeroed: {losses.tolist()}); nothing was written: mend model, SAE or dataset."
+                "The language model's own loss on the held-out text is not finite; nothing was "
+                "written: look at the model's dtype and at evaluation.dataset_path."
+                if not losses[0].isfinite()
+                else f"With {name} spliced in, the loss on the held-out text is not finite, and "
+                "without it it is; nothing was written: its weights hold NaN or too large numbers, "
+                "so train it again, or restore it."
             )
         return (losses / text.predicted).tolist()
 

@@ -14,6 +14,7 @@ command is given again.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -127,7 +128,7 @@ def sweep(
         group.recipes  # noqa: B018 # a recipe that is not valid is refused before the first is trained
     _begin(recipe, plan, out)
     _train(groups, out, quiet, report)
-    return _finish(groups, out)
+    return _finish([arm.name for arm in arms], out)
 
 
 def _arms(recipe: Recipe, plan: SweepPlan, baseline: bool) -> list[Arm]:
@@ -177,6 +178,10 @@ def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+RUN = re.compile(r"(?P<arm>.+)-seed(?P<seed>\d+)-lambda(?P<lambda_>[^/]+)")
+"""The name of a run folder."""
 
 
 def _run(out: Path, arm: Arm, seed: int, lambda_: float) -> Run:
@@ -246,14 +251,22 @@ def _cache(missing: Sequence[Group], out: Path, report: Callable[[str], None]) -
     return folder
 
 
-def _finish(groups: Sequence[Group], out: Path) -> SweepResult:
-    rows = tuple(
-        row_of(run, out, arm=group.arm.name, seed=group.seed, lambda_=lambda_)
-        for group in groups
-        for run, lambda_ in zip(group.runs, group.arm.lambdas, strict=True)
-    )
-    lambdas = {group.arm.name: group.arm.lambdas for group in groups}
-    result = SweepResult(out, rows, summary(rows, lambdas))
+def _finish(first: Sequence[str], out: Path) -> SweepResult:
+    """Table, figure and summary of all that is finished in the folder, by this call or before it.
+
+    Args:
+        first: arms in the order in which they are told; others come after them.
+    """
+    rows = []
+    for folder in (out / "runs").iterdir():
+        named, run = RUN.fullmatch(folder.name), Run(folder)
+        if named and run.is_trained and run.evaluation.exists():
+            seed, lambda_ = int(named["seed"]), float(named["lambda_"])
+            rows.append(row_of(run, out, arm=named["arm"], seed=seed, lambda_=lambda_))
+    arms = [*first, *sorted({row.arm for row in rows} - set(first))]
+    rows.sort(key=lambda row: (arms.index(row.arm), row.seed, row.lambda_))
+    lambdas = {arm: sorted({row.lambda_ for row in rows if row.arm == arm}) for arm in arms}
+    result = SweepResult(out, tuple(rows), summary(rows, lambdas))
     write_table(rows, result.table)
     draw_sweep(rows, result.figure)
     write_json(out / "summary.json", result.summary)

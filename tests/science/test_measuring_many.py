@@ -174,9 +174,9 @@ def test_where_one_fails_nothing_is_written_into_any(runs: list[Run], recipe: Re
     bad = random_sae("gated", 64)
     bad.b_dec.data.fill_(float("nan"))
     bad.save_model(runs[2].sae)
-    with pytest.raises(GatedError, match=f"with {runs[2].path} spliced in") as caught:
+    with pytest.raises(GatedError, match=f"With {runs[2].path} spliced in") as caught:
         evaluate_all(runs, recipe, quiet=True)
-    assert "is not finite" in str(caught.value)
+    assert "is not finite, and without it it is" in str(caught.value)
     assert not any(run.evaluation.exists() or run.features.exists() for run in runs)
 
 

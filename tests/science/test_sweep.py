@@ -148,6 +148,9 @@ def test_flags_go_before_the_recipe_and_more_lambdas_add_runs(
     more = sweep(recipe, tmp_path / "x", lambdas=[0.7, 1.1], seeds=[5], quiet=True)
     assert more.rows[0] == one.rows[0]
     assert more.rows[1].lambda_ == 1.1
+    again = sweep(recipe, tmp_path / "x", lambdas=[0.7], seeds=[5], quiet=True)
+    assert again.rows == more.rows
+    assert again.summary["arms"]["gated"]["lambdas"] == [0.7, 1.1]
 
 
 @pytest.fixture

@@ -95,7 +95,8 @@ def _announcement(
     return (
         f"{len(missing)} jobs are to be done ({design.scale.name}, seeds "
         f"{', '.join(map(str, design.scale.seeds))}, {design.scale.steps} steps an SAE): about "
-        f"{sum(minutes.values()):.0f} minutes of one core of a Xeon with AMX ({each}), and about "
+        f"{sum(minutes.values()):.0f} minutes of one core of a Xeon with AMX, at the widths of the "
+        f"embedded model ({each}), and about "
         f"{byte_size(disk)} of disk for activations, which are deleted at the end."
     )
 
