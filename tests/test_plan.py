@@ -204,7 +204,9 @@ def test_a_model_of_unknown_size_is_refused_unless_it_is_told(tiny: Path) -> Non
 
 
 def test_an_unknown_device_is_refused_with_the_choices() -> None:
-    with pytest.raises(GatedError, match=r"'h2' to plan for, but H200, H100, A100, cpu; give --gpu H200"):
+    with pytest.raises(
+        GatedError, match=r"'h2' to plan for, but H200, H100, A100, cpu; give --gpu H200"
+    ):
         plan("quickstart", gpu="h2")
 
 
