@@ -191,7 +191,7 @@ def _promises() -> tuple[Claim, ...]:
         Claim(
             name="alive",
             part="alive",
-            says="The full recipe keeps at least 95 % of the features alive.",
+            says="The default recipe keeps at least 95 % of the features alive.",
             paper="4–99 % (Tables 1–8)",
             unit="share of features that fire",
             rule=f"at least {ALIVE}",
