@@ -20,6 +20,7 @@ from small_sae import D_IN, D_SAE, make_sae, refusal
 import gated_plugin
 from gated_plugin import GatedSAE, loading
 from gated_plugin.dictionaries import CFG, GATE_VECTORS, WEIGHTS, Dictionary
+from gated_plugin.tensor_files import BLOCK_BYTES
 
 SHAPES = {
     "W_enc": (D_IN, D_SAE),
@@ -232,6 +233,7 @@ def test_memory_peaks_at_the_bytes_of_what_is_loaded(d_sae: int, asked: str) -> 
     there.close()
     measured = here.recv()
     child.join()
-    assert measured.bytes > 200e6
-    assert measured.loading < 1.2
-    assert measured.encoding < 1.2
+    blocks = 8 * BLOCK_BYTES / measured.bytes  # on their way, or freed and kept by the allocator
+    assert blocks < 0.35
+    assert measured.loading < 1 + blocks
+    assert measured.encoding < 1 + blocks
