@@ -47,15 +47,11 @@ def gated_loss(
         weighted: ablation: λ Σ ReLU(π_gate) ‖w_dec‖, for a decoder of free norm.
     """
     gate_BM = torch.relu(pi_gate_BM)
-    weighed_BM = gate_BM
-    if weighted:
-        weighed_BM = gate_BM * (W_dec_MN if live else W_dec_MN.detach()).norm(dim=1)
+    W_gate_MN, b_gate_N = (w if live else w.detach() for w in (W_dec_MN, b_dec_N))
     return GatedLoss(
         reconstruction=squared_error(x_BN, x_hat_BN),
-        sparsity=sparsity_penalty(weighed_BM, l1),
-        auxiliary=(live_auxiliary_error if live else auxiliary_error)(
-            seen_BN, gate_BM, W_dec_MN, b_dec_N
-        ),
+        sparsity=sparsity_penalty(gate_BM * W_gate_MN.norm(dim=1) if weighted else gate_BM, l1),
+        auxiliary=auxiliary_error(seen_BN, gate_BM, W_gate_MN, b_gate_N),
     )
 
 
@@ -71,12 +67,5 @@ def sparsity_penalty(gate_BM: Tensor, l1: float) -> Tensor:
 
 
 def auxiliary_error(x_BN: Tensor, gate_BM: Tensor, W_dec_MN: Tensor, b_dec_N: Tensor) -> Tensor:
-    """‖x − x̂_frozen(ReLU(π_gate))‖²: teaches the gate to detect, leaves the decoder alone."""
-    return live_auxiliary_error(x_BN, gate_BM, W_dec_MN.detach(), b_dec_N.detach())
-
-
-def live_auxiliary_error(
-    x_BN: Tensor, gate_BM: Tensor, W_dec_MN: Tensor, b_dec_N: Tensor
-) -> Tensor:
-    """‖x − x̂(ReLU(π_gate))‖², which the decoder learns from too."""
+    """‖x − x̂(ReLU(π_gate))‖²: teaches the gate to detect; by a detached decoder, that alone."""
     return squared_error(x_BN, gate_BM.to(W_dec_MN.dtype) @ W_dec_MN + b_dec_N)

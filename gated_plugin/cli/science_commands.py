@@ -31,7 +31,8 @@ def sweep(
         bool,
         typer.Option(
             "--baseline",
-            help="Train the L1 baseline on the same text too, at the recipe's baseline_lambdas if it has them.",
+            help="Train the L1 baseline on the same text too, at the recipe's baseline_lambdas if it "
+            "has them.",
         ),
     ] = False,
     set_: Set = None,

@@ -180,8 +180,8 @@ def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-RUN = re.compile(r"(?P<arm>.+)-seed(?P<seed>\d+)-lambda(?P<lambda_>[^/]+)")
-"""The name of a run folder."""
+RUN = re.compile(r"(?P<arm>.+)-seed(?P<seed>\d+)-lambda(?P<lambda_>\d[\d.]*(e[+-]\d+)?)")
+"""The name of a run folder, as `_run` makes it."""
 
 
 def _run(out: Path, arm: Arm, seed: int, lambda_: float) -> Run:

@@ -6,8 +6,9 @@ loss, from the batches just before (`reservoir`, `revival`); Adam forgets it, an
 drops and climbs back (`lr_rewarm`).
 
 Departures from Bricken et al. 2023: the loss of an input is that of the step that trained on it, at
-most `MOST_INPUTS` inputs ago, so that no second pass is needed; and no input is drawn twice. At most
-`LARGEST_RESERVOIR` features begin anew at once; the others wait for the next of `resample_steps`.
+most `INPUTS_PER_PLACE` inputs ago for each place in the reservoir, so that no second pass is needed;
+and no input is drawn twice. At most `LARGEST_RESERVOIR` features begin anew at once; the others wait
+for the next of `resample_steps`.
 
 Steps are counted here, not by the trainer, whose count a checkpoint may hold one short: an
 optimizer step counts that followed a training forward pass. Weights change just after such a step,
@@ -38,8 +39,9 @@ from gated_plugin.trainer_hooks.revival import SCHEMES, FeatureWeights, forget_m
 
 STATE_FILENAME = "gated_resampling.safetensors"
 INPUTS_PER_PLACE = 32
-"""Of how many inputs before a resampling some are drawn, for each place in the reservoir. At 1024 × 256 × 2048 collecting costs 8 % of a step: two
-windows of 150 steps in a run of 1,000 would add 2.4 % to it, and so add 1.3 %."""
+"""Of how many inputs before a resampling some are drawn, for each place in the reservoir. At
+1024 × 256 × 2048 collecting costs 8 % of a step: two windows of 150 steps in a run of 1,000 would add
+2.4 % to it, and so add 1.3 %."""
 LARGEST_RESERVOIR = 8192
 """Rows: 128 MB of float32 at d_in 4096."""
 SEED_STRIDE = 1009

@@ -174,8 +174,8 @@ ABLATIONS = (
         starts_from="baseline",
     ),
 )
-"""Each is the default with one change (compared with `ALIKE`); the last starts from a finished baseline, whose activation
-scaling is in its weights."""
+"""Each is the default with one change, and compared with `ALIKE`; the last starts from a finished
+baseline, whose activation scaling is in its weights."""
 
 STEPS_OF_LADDER = (
     ("paper_lr", "… and lr 5e-3", {"lr": 5e-3}),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gated_plugin.science.reproduction.design import Trial
 
 SEARCHED = (
-    "One seed each, at `resid` (`mlp` where it says so), 1000 steps of 1024 tokens (or 512), 51,200 held-out "
-    "tokens, knobs near an L0 of 32. Loss recovered rises by about 0.03 where L0 rises e-fold."
+    "One seed each, at `resid` (`mlp` where it says so), 1000 steps of 1024 tokens (or 512), "
+    "51,200 held-out tokens, knobs near an L0 of 32. Loss recovered rises by about 0.03 where L0 rises e-fold."
 )
 
 SEARCHES: dict[str, tuple[Trial, ...]] = {
