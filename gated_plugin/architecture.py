@@ -9,6 +9,7 @@ arXiv 2404.16014, equations 5 to 7. Shapes: B batch, N d_in, M d_sae.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -22,10 +23,11 @@ from gated_plugin.engine import reference
 from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.decode import decode
 from gated_plugin.engine.densify import sparsify
-from gated_plugin.engine.dispatch import Choice
+from gated_plugin.engine.dispatch import Choice, kernels_for
 from gated_plugin.engine.encode import encode, encode_dense, encode_either
 from gated_plugin.engine.support import EncoderWeights
 from gated_plugin.errors import GatedError
+from gated_plugin.sae_files import write_sae
 
 GATE_VECTORS = ("b_gate", "b_mag", "r_mag")
 RUNTIME_FUNCTIONS = (
@@ -163,9 +165,8 @@ class GatedBase(SAE[Any]):
 
     def engine_may_serve(self, centred: Tensor) -> bool:
         """Whether nothing asks for the dense pre-activations, or for operations that trace."""
-        uniform = centred.dtype == self.W_enc.dtype == self.gate_bias.dtype
         return (
-            uniform
+            self._types_fit(centred)
             and centred.device.type in DEVICES
             and not self.W_enc.is_inference()
             and not torch.compiler.is_compiling()
@@ -173,6 +174,13 @@ class GatedBase(SAE[Any]):
             and not _is_transformed(centred)
             and not has_listener(self.hook_sae_acts_pre)
         )
+
+    def _types_fit(self, centred: Tensor) -> bool:
+        """Whether there are operations on these types: wide vectors beside half weights on a GPU."""
+        weights, vectors = self.W_enc.dtype, self.gate_bias.dtype
+        if vectors == torch.float32 != weights and kernels_for(centred, self.W_enc) != "triton":
+            return False
+        return centred.dtype == weights and vectors in (weights, torch.float32)
 
     @override
     def process_sae_in(self, sae_in: Tensor) -> Tensor:
@@ -193,10 +201,11 @@ class GatedBase(SAE[Any]):
             getattr(self, name).data = getattr(self, name).data.to(wide)
 
     @override
-    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
-        """Encoders are contiguous in files: safetensors takes nothing else."""
-        super().process_state_dict_for_saving(state_dict)
-        state_dict.update({name: tensor.contiguous() for name, tensor in state_dict.items()})
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """SAELens' two files; the weights are written in blocks, contiguous."""
+        state_dict = self.state_dict()
+        self.process_state_dict_for_saving(state_dict)
+        return write_sae(Path(path), state_dict, self.cfg.to_dict())
 
     @override
     def _apply(self: Self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:

@@ -160,14 +160,24 @@ def write_tensors(path: Path, streams: Mapping[str, Stream]) -> None:
 def whole(tensor: Tensor) -> Stream:
     """A tensor in memory, to be written by `write_tensors`."""
     names = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
-    return Stream(names[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape), [tensor])
+    dtype = names[str(tensor.dtype).removeprefix("torch.")]
+    return Stream(dtype, tuple(tensor.shape), in_blocks(tensor))
+
+
+def in_blocks(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor in memory, with any strides, in blocks of some rows."""
+    import torch
+
+    rows = torch.atleast_1d(tensor.detach())
+    row_bytes = rows.itemsize * math.prod(rows.shape[1:])
+    yield from rows.split(max(1, BLOCK_BYTES // max(1, row_bytes)))
 
 
 def raw(block: Tensor) -> memoryview:
     """The bytes of a block as a file holds them."""
     import torch
 
-    return memoryview(block.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return memoryview(block.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 
 def check_header(path: Path) -> None:

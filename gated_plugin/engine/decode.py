@@ -23,7 +23,7 @@ def decode(
     """Reconstructions [..., N] of sparse codes [..., M], differentiable once.
 
     Args:
-        impl: "numba", "torch", "dense" or "reference"; None chooses.
+        impl: "numba", "triton", "torch", "dense" or "reference"; None chooses.
 
     Raises:
         GatedError: the codes are not as wide as the decoder, or name features outside of it.

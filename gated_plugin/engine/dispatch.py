@@ -7,6 +7,7 @@ takes the same paths.
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from gated_plugin.engine import plain
 from gated_plugin.engine.options import check_impl, options
 from gated_plugin.engine.products import screening_pays
 from gated_plugin.engine.support import EncoderWeights, Support
+from gated_plugin.engine.triton_kernels import is_interpreted
 from gated_plugin.errors import GatedError
 
 DENSE = ("dense", "reference")
@@ -36,6 +38,15 @@ DENSEST_STEP_IN_CACHE, CACHE_BYTES = 0.13, 1 << 22
 
 DENSEST_PLAIN = 0.005
 """Without numba a step costs 6.1 mm sparse and 8.7 dense at 0.5 %, 29 and 8.7 at 4 %."""
+
+DENSEST_ON_GPU, DENSEST_ON_TENSOR_CORES = 0.05, 0.01
+"""Counted, not measured: an open gate costs 5 reads of a row, and a dense step 14 N operations a
+gate. At 4 TB/s and 50 TFLOP/s of float32 they are equal at 5.6 %; at 400 TFLOP/s of TF32, or 700 of
+bfloat16 with rows of half the bytes, at 0.7 and 0.8 %, where the dense step's passes over its
+activations are not counted."""
+
+OLDEST_GPU = (8, 0)
+"""Compute capability of the first GPUs whose tensor cores multiply bfloat16."""
 
 SAMPLED_ROWS, SAMPLED_FEATURES = 64, 256
 
@@ -58,7 +69,7 @@ def choose_for_codes(values_K: Tensor, W_MN: Tensor, density: float, impl: str |
         return impl
     if not density <= DENSEST_ENCODE:
         return "dense"
-    return "numba" if compiled_kernels_serve(values_K, W_MN) else "torch"
+    return kernels_for(values_K, W_MN) or "torch"
 
 
 @torch.no_grad()
@@ -75,14 +86,23 @@ def choose(x_BN: Tensor, weights: EncoderWeights, impl: str | None, densest: flo
         return Choice(impl, False, None)
     density = None
     if impl == "auto":
-        if not _are_float32_on_cpu(x_BN, weights.W_enc_NM) or len(x_BN) < FEWEST_ROWS:
+        kernels = kernels_for(x_BN, weights.W_enc_NM)
+        served = kernels or _are_float32_on_cpu(x_BN, weights.W_enc_NM)
+        if not served or len(x_BN) < FEWEST_ROWS:
             return Choice("dense", False, None)
         density = sampled_density(x_BN, weights)
-        if not density <= (densest if _has_numba() else DENSEST_PLAIN):
+        if not density <= _densest_of(kernels, densest, x_BN):
             return Choice("dense", False, density)
-        impl = "numba" if _has_numba() else "torch"
+        impl = kernels or "torch"
     _require_served(impl, x_BN, weights.W_enc_NM)
-    return Choice(impl, _screened(x_BN), density)
+    return Choice(impl, _screened(impl, x_BN), density)
+
+
+def _densest_of(kernels: str | None, densest: float, x_BN: Tensor) -> float:
+    if kernels == "triton":
+        rounded = x_BN.dtype == torch.bfloat16 or torch.backends.cuda.matmul.allow_tf32
+        return DENSEST_ON_TENSOR_CORES if rounded else DENSEST_ON_GPU
+    return DENSEST_PLAIN if kernels is None else densest
 
 
 def sampled_density(x_BN: Tensor, weights: EncoderWeights) -> float:
@@ -90,7 +110,7 @@ def sampled_density(x_BN: Tensor, weights: EncoderWeights) -> float:
     # An odd stride, so that rows of [batch, position] are not all at one position.
     x = x_BN[:: -(-len(x_BN) // SAMPLED_ROWS) | 1]
     stride = -(-weights.W_enc_NM.shape[1] // SAMPLED_FEATURES)
-    gate = torch.addmm(weights.b_gate_M[::stride], x, weights.W_enc_NM[:, ::stride])
+    gate = x @ weights.W_enc_NM[:, ::stride] + weights.b_gate_M[::stride]
     return ((gate > 0).float().mean() + 0 * gate.sum()).item()
 
 
@@ -98,15 +118,20 @@ def implementation(impl: str) -> ModuleType:
     """The module that holds the sparse operations of `impl`.
 
     Raises:
-        GatedError: numba is asked for and not installed.
+        GatedError: it needs a package that is not installed.
     """
     if impl == "torch":
         return plain
-    if not _has_numba():
+    package = "triton" if impl == "triton" else "numba"
+    if not _has(package):
         raise GatedError(
-            "impl='numba' needs the package numba, which is not installed here; "
-            "run: pip install numba, or take impl='torch'."
+            f"impl={impl!r} needs the package {package}, which is not installed here; "
+            f"run: pip install {package}, or take impl='torch'."
         )
+    if impl == "triton":
+        from gated_plugin.engine import gpu
+
+        return gpu
     from gated_plugin.engine import cpu
 
     return cpu
@@ -120,7 +145,7 @@ def densest_step(W_enc_NM: Tensor) -> float:
 
 def operations_for(*tensors: Tensor) -> ModuleType:
     """The operations that are at hand for these tensors, whatever the options say."""
-    return implementation("numba" if compiled_kernels_serve(*tensors) else "torch")
+    return implementation(kernels_for(*tensors) or "torch")
 
 
 @torch.no_grad()
@@ -139,26 +164,36 @@ def find_support(
     return None if support is None else (operations, support)
 
 
+def kernels_for(*tensors: Tensor) -> str | None:
+    """The kernels of ours that serve these tensors: "numba" or "triton"."""
+    if _are_float32_on_cpu(*tensors):
+        return "numba" if _has("numba") else None
+    return "triton" if _has("triton") and _are_on_new_gpu(*tensors) else None
+
+
 def _require_served(impl: str, *tensors: Tensor) -> None:
-    if impl == "numba" and _has_numba() and not compiled_kernels_serve(*tensors):
-        kinds = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
+    if impl == "torch" or not _has(impl):
+        return  # `implementation` says what is not installed
+    kinds = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
+    if impl == "numba" and not _are_float32_on_cpu(*tensors):
         raise GatedError(
             f"impl='numba' computes in float32 on a CPU, but was given {kinds}; take "
             "impl='torch', or 'auto'."
         )
+    if impl == "triton" and not (_are_on_new_gpu(*tensors) or is_interpreted()):
+        raise GatedError(
+            "impl='triton' computes in float32 or bfloat16 on an NVIDIA GPU of compute capability "
+            f"8.0 or newer, but was given {kinds}; take 'auto', or try the kernels on a CPU by "
+            "starting with TRITON_INTERPRET=1."
+        )
 
 
-def _screened(x_BN: Tensor) -> bool:
-    if options().screening == "auto":
-        if x_BN.device.type != "cpu":
-            return False
-        return screening_pays(len(x_BN), options().deterministic)
-    return options().screening == "always"
-
-
-def compiled_kernels_serve(*tensors: Tensor) -> bool:
-    """Whether all are float32 on a CPU, and numba is installed."""
-    return _has_numba() and _are_float32_on_cpu(*tensors)
+def _screened(impl: str, x_BN: Tensor) -> bool:
+    if impl == "torch" and x_BN.is_cuda:
+        return False  # torch may add bfloat16 products in bfloat16 there, which no bound covers
+    if options().screening != "auto":
+        return options().screening != "never"
+    return impl == "triton" or screening_pays(len(x_BN), options().deterministic)
 
 
 def _are_float32_on_cpu(*tensors: Tensor) -> bool:
@@ -170,10 +205,20 @@ def _are_float32_on_cpu(*tensors: Tensor) -> bool:
     )
 
 
+def _are_on_new_gpu(*tensors: Tensor) -> bool:
+    return all(
+        type(tensor) in (Tensor, Parameter)
+        and tensor.device.type == "cuda"
+        and tensor.dtype in (torch.float32, torch.bfloat16)
+        and torch.cuda.get_device_capability(tensor.device) >= OLDEST_GPU
+        for tensor in tensors
+    )
+
+
 @cache
-def _has_numba() -> bool:
+def _has(package: str) -> bool:
     try:
-        import numba  # noqa: F401 - an import tells more than a search: a broken install has none
+        import_module(package)  # which tells more than a search: a broken install has none
     except ImportError:
         return False
     return True

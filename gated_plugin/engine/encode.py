@@ -29,7 +29,7 @@ def encode(
 
     Args:
         x_BN: what the encoder sees: activations less `b_dec`.
-        impl: "numba", "torch", "dense" or "reference"; None chooses.
+        impl: "numba", "triton", "torch", "dense" or "reference"; None chooses.
     """
     code, choice = encode_either(x_BN, weights, impl=impl)
     return (SparseCodes.from_dense(code) if isinstance(code, Tensor) else code), choice
@@ -52,10 +52,10 @@ def encode_either(
     if found is not None:
         operations, support = found
         values = on_support(operations, support.codes, support.pre_K, x_BN, weights)
-        return support.codes.with_values(values), choice
+        return support.codes.with_values(values.to(x_BN.dtype)), choice
     if choice.impl not in DENSE:
         choice = choice._replace(impl="dense", screened=False)
-    return reference.encode(x_BN, weights), choice
+    return reference.encode(x_BN, weights).to(x_BN.dtype), choice
 
 
 def on_support(

@@ -41,6 +41,11 @@ class KeptMemory:
             arrays.append(torch.empty(shape).numpy())
             return torch.from_numpy(arrays[-1])
 
+    def kept(self, weight: Tensor) -> list[Tensor]:
+        """All arrays that are held for this weight, whether free or not."""
+        with self._lock:
+            return [torch.from_numpy(array) for array in self._kept.get(weight, [])]
+
     def release(self, weight: Tensor) -> None:
         """Keep nothing for this weight any longer."""
         self._kept.pop(weight, None)

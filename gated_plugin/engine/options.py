@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from gated_plugin.errors import GatedError
 
-IMPLEMENTATIONS = ("auto", "dense", "numba", "torch", "reference")
-SCREENING = ("auto", "always", "never")
+IMPLEMENTATIONS = ("auto", "dense", "numba", "triton", "torch", "reference")
+SCREENING = ("auto", "always", "never", "unchecked")
 
 
 def check_impl(impl: str) -> None:
@@ -28,7 +28,8 @@ class Options:
 
     screening: str = "auto"
     """Whether candidates are found by a bfloat16 product: "auto" where it pays, "always", "never".
-    The result is the same."""
+    The result is the same. "unchecked", on a GPU, is not exact: what the bfloat16 product says is
+    closed counts as closed, so that gates close to their threshold are missed."""
 
     deterministic: bool = False
     """Let nothing that was timed take part in a choice."""

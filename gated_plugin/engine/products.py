@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from gated_plugin.engine.bound import Bound, bfloat16_bound, float32_bound
+from gated_plugin.engine.bound import Bound, bfloat16_bound, float32_bound, tf32_bound
 
 WORTH_SCREENING = 0.7
 """Screening also rounds the operands and rechecks more candidates: about 0.1 of a product."""
@@ -71,6 +71,8 @@ def bound_of_product(
     residual_F: Tensor,
 ) -> Bound:
     """What holds for the product that `screened` and torch's own settings lead to."""
+    if norm_B.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+        return tf32_bound(n, norm_B, norm_F)
     if screened or float32_products_are_rounded():
         return bfloat16_bound(n, norm_B, residual_B, norm_F, residual_F)
     return float32_bound(n, norm_B, norm_F)

@@ -41,6 +41,6 @@ def step(
     """The three terms of the loss, x̂ and the features; autograd does the rest."""
     pre = seen_BN @ weights.W_enc_NM
     f = features(pre, magnitude_pre(pre, weights), weights)
-    x_hat = f @ W_dec_MN + b_dec_N
+    x_hat = f.to(W_dec_MN.dtype) @ W_dec_MN + b_dec_N
     terms = gated_loss(x_BN, x_hat, x_BN, pre + weights.b_gate_M, W_dec_MN, b_dec_N, l1)
     return terms, x_hat, f

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gated_plugin.engine import reference
 from gated_plugin.engine.codes import SparseCodes
-from gated_plugin.engine.dense import DenseStep, or_zero
+from gated_plugin.engine.dense import dense_step, or_zero
 from gated_plugin.engine.dispatch import Choice, choose, densest_step, find_support
 from gated_plugin.engine.features import StepFeatures
 from gated_plugin.engine.first_order import first_order
@@ -37,7 +37,8 @@ class GatedStep(NamedTuple):
     losses: GatedLoss
     x_hat_BN: Tensor
     features: Tensor
-    """[B, M], differentiable; held as sparse codes where a sparse path served."""
+    """[B, M], differentiable; held as sparse codes where a sparse path served, and only counted
+    where a dense one did by tiles."""
 
     choice: Choice
 
@@ -57,7 +58,7 @@ def gated_step(
     Args:
         l1: λ, for a squared error that is summed over N.
         centred: whether the encoder sees x − b_dec, or x itself.
-        impl: "numba", "torch", "dense" or "reference"; None chooses.
+        impl: "numba", "triton", "torch", "dense" or "reference"; None chooses.
     """
     seen_BN = x_BN - b_dec_N.detach() if centred else x_BN
     choice = choose(seen_BN, weights, impl, densest_step(weights.W_enc_NM))
@@ -73,14 +74,13 @@ def gated_step(
         )
         on_support = StepFeatures(support.codes.with_values(values))
         return GatedStep(GatedLoss(*terms), x_hat, on_support, choice)
-    if choice.impl == "reference":
+    if choice.impl == "reference" or W_dec_MN.dtype != weights.b_gate_M.dtype:
+        choice = choice._replace(impl="reference", screened=False)
         seen_BN = x_BN - b_dec_N if centred else x_BN
         losses, x_hat, features = reference.step(seen_BN, x_BN, weights, W_dec_MN, b_dec_N, l1)
         return GatedStep(losses, x_hat, features, choice)
-    *terms, x_hat, features = DenseStep.apply(
-        x_BN, seen_BN, l1, centred, *weights, W_dec_MN, b_dec_N
-    )
-    return GatedStep(GatedLoss(*terms), x_hat, features, Choice("dense", False, choice.density))
+    made = dense_step(x_BN, seen_BN, weights, W_dec_MN, b_dec_N, l1, centred=centred)
+    return GatedStep(*made, Choice("dense", False, choice.density))
 
 
 class _SparseStep(torch.autograd.Function):
@@ -155,7 +155,8 @@ class _SparseStep(torch.autograd.Function):
         )
         d_b_dec_N = d_x_hat.sum(0)
         if ctx.centred:
-            d_b_dec_N -= W_enc_NM @ operations.total_by_feature(by, d_pre_K)
+            d_pre_M = operations.total_by_feature(by, d_pre_K)
+            d_b_dec_N -= W_enc_NM @ d_pre_M.to(W_enc_NM.dtype)
         return (
             *(None,) * 6,
             d_W_enc_MN.T,

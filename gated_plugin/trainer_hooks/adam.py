@@ -1,10 +1,11 @@
 """Makes the Adam that a trainer has built as cheap as torch allows, without patching anyone.
 
-Through torch's own optimizer hooks: torch's fused kernel is switched on, and our float32 weights on
-a CPU are stepped row by row by a kernel of ours, at a third of its cost. It leaves out the rows
-whose gradient and first moment are 0; with β1 = 0 those are all that no gradient touched. That is
-exact: such a row does not move, and its second moment only decays, which is made up for when the
-row is touched again or the optimizer's state is asked for (arXiv 1412.6980, algorithm 1; issue 4).
+Through torch's own optimizer hooks: torch's fused kernel is switched on, and our weights (float32,
+on a GPU also bfloat16) are stepped row by row by a kernel of ours, on a CPU at a third of its cost.
+It leaves out the rows whose gradient and first moment are 0; with β1 = 0 those are all that no
+gradient touched. That is exact: such a row does not move, and its second moment only decays, which
+is made up for when the row is touched again or the optimizer's state is asked for (arXiv 1412.6980,
+algorithm 1; issues 4 and 7).
 
 Rounding: within a few 2⁻²⁴ relative a step of torch's plain Adam, as torch's own fused kernel is;
 leaving rows out changes no bit. With β1 = 0 the first moment is the gradient's own memory: who
@@ -23,7 +24,7 @@ from torch.optim import Adam
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gated_plugin.engine.weight_rows import can_use_kernels
+from gated_plugin.engine.weight_rows import kernels_on_rows
 
 _ours: Any = WeakTensorKeyDictionary()
 _prepared: WeakKeyDictionary[Optimizer, RowAdam] = WeakKeyDictionary()
@@ -64,6 +65,29 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         _prepared[optimizer].pay_all(optimizer)
 
 
+def state_in_place(optimizer: Optimizer) -> dict[str, Any]:
+    """`optimizer.state_dict()`, but for the strides: no moment is copied to be contiguous."""
+    ours = _prepared.get(optimizer)
+    if ours is None:
+        return optimizer.state_dict()
+    ours.makes_contiguous = False
+    try:
+        return optimizer.state_dict()
+    finally:
+        ours.makes_contiguous = True
+
+
+def load_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """`optimizer.load_state_dict`, but into memory of its own, with the strides of its weights."""
+    optimizer.load_state_dict(state_dict)
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if _is_like(weight, value):
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+            elif isinstance(value, Tensor):
+                state[name] = value.to(weight.device, copy=True)
+
+
 class Owed(NamedTuple):
     """What rows of a second moment have not decayed yet; in the optimizer's state as `OWED`."""
 
@@ -82,6 +106,7 @@ class RowAdam:
     def __init__(self, optimizer: Adam) -> None:
         self.set_aside: list[tuple[nn.Parameter, Tensor]] = []
         self.fused: list[int] = []
+        self.makes_contiguous = True
         optimizer.register_step_post_hook(lambda *_: self.after_step())
         optimizer.register_state_dict_pre_hook(self.pay_all)
         optimizer.register_state_dict_post_hook(self.as_plain)
@@ -97,8 +122,9 @@ class RowAdam:
                 state = optimizer.state.get(weight)
                 if weight not in _ours or weight.grad is None or not state:
                     continue
-                if _is_plain(group) and _can_step_rows(weight, state):
-                    self._step_rows(weight, state, group)
+                kernels = _kernels_for(weight, state) if _is_plain(group) else None
+                if kernels is not None:
+                    self._step_rows(kernels, weight, state, group)
                 else:
                     _pay(state)
 
@@ -118,26 +144,30 @@ class RowAdam:
         for place in self.fused:
             state_dict["param_groups"][place]["fused"] = None
         moments = {
-            key: {name: _contiguous(value) for name, value in state.items() if name != OWED}
+            key: {name: self._stored(value) for name, value in state.items() if name != OWED}
             for key, state in state_dict["state"].items()
         }
         return {**state_dict, "state": moments}
 
-    def _step_rows(self, weight: nn.Parameter, state: Any, group: dict[str, Any]) -> None:
-        from gated_plugin.engine import cpu_weights
+    def _stored(self, value: Any) -> Any:
+        is_moment = isinstance(value, Tensor) and self.makes_contiguous
+        return value.contiguous() if is_moment else value
 
+    def _step_rows(
+        self, kernels: Any, weight: nn.Parameter, state: Any, group: dict[str, Any]
+    ) -> None:
         beta1, beta2 = group["betas"]
         owed = state.get(OWED)
         if owed is None or owed.beta2 != beta2:
             _pay(state)
-            last = torch.full((len(_rows(weight)),), int(state["step"]), dtype=torch.int64)
+            last = weight.new_full((len(_rows(weight)),), int(state["step"]), dtype=torch.int64)
             owed = state[OWED] = Owed(last, beta2)
         gradient = weight.grad
         assert gradient is not None  # before_step has looked
         state["step"] += 1
         if beta1 == 0:
             state["exp_avg"] = gradient  # and its memory the next gradient's
-        cpu_weights.adam_step(
+        kernels.adam_step(
             _rows(weight),
             _rows(gradient),
             _rows(state["exp_avg"]),
@@ -155,10 +185,8 @@ class RowAdam:
 def _pay(state: Any) -> None:
     owed = state.pop(OWED, None)
     if owed is not None:
-        from gated_plugin.engine import cpu_weights
-
         square = _rows(state["exp_avg_sq"])
-        cpu_weights.pay_decay(square, owed.last_step_M, int(state["step"]), owed.beta2)
+        kernels_on_rows(square).pay_decay(square, owed.last_step_M, int(state["step"]), owed.beta2)
 
 
 def _may_be_fused(group: dict[str, Any]) -> bool:
@@ -182,9 +210,10 @@ def _is_plain(group: dict[str, Any]) -> bool:
     )
 
 
-def _can_step_rows(weight: nn.Parameter, state: Any) -> bool:
+def _kernels_for(weight: nn.Parameter, state: Any) -> Any:
+    """None where rows do not lie one after another, or nothing of ours serves."""
     matrices = (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"])
-    return can_use_kernels(*map(_rows, matrices))
+    return kernels_on_rows(*map(_rows, matrices))
 
 
 def _restride(weight: nn.Parameter, state: Any) -> None:
@@ -212,7 +241,3 @@ def _rows(matrix: Any) -> Tensor:
     """Feature after feature: [M, N] of a matrix or of its transpose."""
     rows: Tensor = matrix if matrix.is_contiguous() else matrix.T
     return rows
-
-
-def _contiguous(value: Any) -> Any:
-    return value.contiguous() if isinstance(value, Tensor) else value

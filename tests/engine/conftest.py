@@ -40,6 +40,6 @@ def flushed_denormals() -> Iterator[None]:
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if numba were not installed."""
     monkeypatch.setitem(sys.modules, "numba", None)
-    dispatch._has_numba.cache_clear()
+    dispatch._has.cache_clear()
     yield
-    dispatch._has_numba.cache_clear()
+    dispatch._has.cache_clear()

@@ -44,10 +44,17 @@ class Problem:
         """What the encoder sees."""
         return self.x_BN - self.b_dec_N if self.centred else self.x_BN
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        weights = EncoderWeights(*(weight.to(dtype) for weight in self.weights))
-        W_dec, b_dec = self.W_dec_MN.to(dtype), self.b_dec_N.to(dtype)
-        return Problem(self.x_BN.to(dtype), weights, W_dec, b_dec, self.centred)
+    def to(self, kind: torch.dtype | str) -> Problem:
+        """In another type, or on another device."""
+        weights = EncoderWeights(*(weight.to(kind) for weight in self.weights))
+        W_dec, b_dec = self.W_dec_MN.to(kind), self.b_dec_N.to(kind)
+        return Problem(self.x_BN.to(kind), weights, W_dec, b_dec, self.centred)
+
+    def with_half_weights(self) -> Problem:
+        """Matrices and activations in bfloat16, the gate's vectors as they are."""
+        half = self.to(torch.bfloat16)
+        weights = self.weights._replace(W_enc_NM=half.weights.W_enc_NM)
+        return Problem(half.x_BN, weights, half.W_dec_MN, half.b_dec_N, self.centred)
 
     def open_gates(self) -> Tensor:
         """[B, M], by float64."""
@@ -57,14 +64,28 @@ class Problem:
 
 @cache
 def problem(
-    B: int, N: int, M: int, share: float, *, centred: bool = False, seed: int = 0
+    B: int,
+    N: int,
+    M: int,
+    share: float,
+    *,
+    centred: bool = False,
+    rounded: bool = False,
+    seed: int = 0,
 ) -> Problem:
-    """A problem of which about `share` of the gates are open; a quarter of the rows are small."""
+    """A problem of which about `share` of the gates are open; a quarter of the rows are small.
+
+    Args:
+        rounded: matrices and activations are such that bfloat16 can hold them.
+    """
     torch.manual_seed(seed)
     x_BN, W_MN = torch.randn(B, N), torch.randn(M, N) / N**0.5
     x_BN[torch.randperm(B)[: B // 4]] *= 0.05
     b_dec_N, r_mag_M = 0.3 * torch.randn(N), 0.3 * torch.randn(M)
     W_dec_MN = torch.nn.functional.normalize(torch.randn(M, N))
+    if rounded:
+        matrices = (x_BN, W_MN, b_dec_N, W_dec_MN)
+        x_BN, W_MN, b_dec_N, W_dec_MN = (matrix.bfloat16().float() for matrix in matrices)
     seen_BN = x_BN.double() - b_dec_N.double() if centred else x_BN.double()
     pre_BM = seen_BN @ W_MN.double().T
     opened_M = torch.binomial(torch.full((M,), float(B)), torch.full((M,), share))

@@ -6,6 +6,8 @@ norms, beside a bound of 2⁻²⁰ of them and more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from adversaries import Pair, Sizes, adversaries
@@ -110,13 +112,15 @@ def found_gates(x_BN: Tensor, w_MN: Tensor, b_gate_M: Tensor, operations, screen
     return found
 
 
-def assert_certain_gates_are_found(make, operations, screened: bool) -> None:
-    for sizes in (*SIZES, SOME):
-        x, w = make(sizes)
+def assert_certain_gates_are_found(
+    make, operations, screened: bool, sizes: Sequence[Sizes] = (*SIZES, SOME)
+) -> None:
+    for size in sizes:
+        x, w = make(size)
         b_gate = close_to_the_threshold(x, w)
         gate = x.double() @ w.T.double() + b_gate.double()
         wrong = found_gates(x, w, b_gate, operations, screened) != (gate > 0)
-        assert (wrong & (gate.abs() > band(x, w))).sum() == 0, sizes
+        assert (wrong & (gate.abs() > band(x, w))).sum() == 0, size
 
 
 WAYS = pytest.mark.parametrize(

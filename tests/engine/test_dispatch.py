@@ -180,7 +180,7 @@ class TestAsTold:
         assert dispatch.choose_for_codes(values, W, 0.3, "torch") == "torch"
 
 
-ALL_IMPLEMENTATIONS = r"auto, dense, numba, torch, reference"
+ALL_IMPLEMENTATIONS = r"auto, dense, numba, triton, torch, reference"
 
 
 class TestWhatDoesNotExistIsRefusedWithTheChoices:
@@ -202,7 +202,9 @@ class TestWhatDoesNotExistIsRefusedWithTheChoices:
 
     def test_a_way_of_screening(self):
         with (
-            pytest.raises(GatedError, match=r"Unknown screening 'sometimes'.*auto, always, never"),
+            pytest.raises(
+                GatedError, match=r"Unknown screening 'sometimes'.*auto, always, never, unchecked"
+            ),
             use(screening="sometimes"),
         ):
             raise AssertionError("entered")

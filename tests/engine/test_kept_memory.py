@@ -112,6 +112,15 @@ def test_batches_of_changing_size_do_not_grow_it_either():
     assert len(arrays) <= 2
 
 
+def test_what_is_kept_is_told_whether_it_is_free_or_not():
+    memory, weight = KeptMemory(), Parameter(torch.zeros(4, 7))
+    assert memory.kept(weight) == []
+    held, address = memory.take(weight, (4, 7)), memory.take(weight, (4, 7)).data_ptr()
+    kept = {array.data_ptr() for array in memory.kept(weight)}
+    assert kept == {held.data_ptr(), address}
+    assert memory.take(weight, (4, 7)).data_ptr() == address
+
+
 @pytest.mark.parametrize("impl", ["numba", "dense"])
 def test_it_goes_with_the_weight(impl):
     model = Model(problem(33, 252, 507, 0.03), impl)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import pytest
@@ -19,7 +19,8 @@ from problems import (
 )
 from torch import Tensor
 
-from gated_plugin.engine import reference
+from gated_plugin.engine import dense, reference
+from gated_plugin.engine.counted_features import CountedFeatures
 from gated_plugin.engine.features import StepFeatures
 from gated_plugin.engine.options import use
 from gated_plugin.engine.step import gated_step
@@ -52,8 +53,10 @@ def by_autograd(centred: bool) -> Step:
     return step
 
 
-def evaluate(p: Problem, step: Step) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
-    """Every output, and what a random function of each alone, and of all, has as its gradients."""
+def evaluate(
+    p: Problem, step: Step, of: Sequence[str] = (*OUTPUTS, "all")
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
+    """Every output, and the gradients of a random function of each output in `of`, or of all."""
     given = [*p.weights, p.W_dec_MN, p.b_dec_N]
     given = [weight.detach().requires_grad_() for weight in given]
     outputs = dict(zip(OUTPUTS, step(p.x_BN, EncoderWeights(*given[:4]), *given[4:]), strict=True))
@@ -62,7 +65,7 @@ def evaluate(p: Problem, step: Step) -> tuple[dict[str, Tensor], dict[tuple[str,
         torch.manual_seed(1)
         scalars[name] = (output * torch.randn(output.shape).to(output.dtype)).sum()
     scalars["all"] = torch.stack(list(scalars.values())).sum()
-    for name, scalar in scalars.items():
+    for name, scalar in [(name, scalars[name]) for name in of]:
         found = torch.autograd.grad(scalar, given, retain_graph=True, allow_unused=True)
         gradients |= {(name, w): g for w, g in zip(WEIGHTS, found, strict=True)}
     return {name: output.detach() for name, output in outputs.items()}, gradients
@@ -107,6 +110,32 @@ def test_screening_changes_no_bit(shape, share):
             found.append(evaluate(p, by("numba", True)))
     for always, never in zip(*found, strict=True):
         assert {key for key in always if not torch.equal(always[key], never[key])} == set()
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 4100), (33, 252, 507), (252, 123, 123)], ids=str)
+@pytest.mark.parametrize("share", SHARES.values(), ids=SHARES.keys())
+@pytest.mark.parametrize("centred", CENTRED.values(), ids=CENTRED.keys())
+class TestTheDenseStepTileByTile:
+    """Of whose tiles the last one is narrower."""
+
+    @pytest.fixture(autouse=True)
+    def in_tiles(self, monkeypatch, shape):
+        B, _, M = shape
+        monkeypatch.setattr(dense, "WHOLE_BYTES", 0)
+        monkeypatch.setattr(dense, "TILE_BYTES", M // 5 * B * 4)
+
+    def test_every_output_and_gradient_is_the_truth(self, shape, share, centred):
+        p = problem(*shape, share, centred=centred)
+        assert_is(evaluate(p, by("dense", centred)), truth(shape, share, centred), 1e-5)
+
+
+def test_a_dense_step_goes_by_tiles_only_where_its_features_are_large(monkeypatch):
+    p = problem(33, 252, 507, 0.3)
+    monkeypatch.setattr(dense, "TILE_BYTES", 33 * 100 * 4)
+    for whole, kind in ((33 * 507 * 4, Tensor), (33 * 507 * 4 - 1, CountedFeatures)):
+        monkeypatch.setattr(dense, "WHOLE_BYTES", whole)
+        step = gated_step(p.x_BN, p.weights, p.W_dec_MN, p.b_dec_N, L1, impl="dense")
+        assert type(step.features) is kind
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
