@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
+from gated_plugin import trainer_state
 from gated_plugin.activations import ActivationStream
+from gated_plugin.architecture import make_feature_major
 from gated_plugin.errors import GatedError
 from gated_plugin.runs import Run, folder_beside, read_json, write_json
+from gated_plugin.tensor_files import Stream, whole, write_tensors
 
 PROGRESS = "progress.json"
 RANDOM_STATES = "random_states.safetensors"
@@ -33,21 +36,16 @@ def save(run: Run, trainer: SAETrainer[Any, Any], stream: ActivationStream) -> N
     final = run.checkpoints / f"step_{trainer.n_training_steps:08d}"
     if final.exists():
         return
-    try:
-        with folder_beside(final) as unfinished:
-            trainer.sae.save_model(unfinished)
-            trainer.save_trainer_state(unfinished)
-            save_file(_random_states(), unfinished / RANDOM_STATES)
-            write_json(unfinished / PROGRESS, {"stream": stream.position()})
-    except Exception as error:  # torch and safetensors raise many kinds for a full disk
-        raise GatedError(
-            f"The checkpoint of step {trainer.n_training_steps} could not be written "
-            f"({' '.join(str(error).split())}); what was saved before is kept: make room, then "
-            f"`gated-hub train {run.recipe} --out {run.path} --resume`."
-        ) from error
+    what = f"The checkpoint of step {trainer.n_training_steps}"
+    with run.writing(what), folder_beside(final) as unfinished:
+        trainer.sae.save_model(unfinished)
+        trainer_state.save(trainer, unfinished)
+        write_tensors(unfinished / RANDOM_STATES, _random_states())
+        progress = {"stream": stream.position(), "feature_major": _feature_major(trainer.sae)}
+        write_json(unfinished / PROGRESS, progress)
     for older in run.checkpoints.iterdir():
         if older != final:
-            shutil.rmtree(older)
+            shutil.rmtree(older, ignore_errors=True)
 
 
 def latest(run: Run) -> Path | None:
@@ -63,10 +61,13 @@ def load(checkpoint: Path, trainer: SAETrainer[Any, Any], stream: ActivationStre
         GatedError: the checkpoint is damaged.
     """
     try:
-        trainer.load_trainer_state(checkpoint)
+        progress = read_json(checkpoint / PROGRESS)
+        for name in progress.get("feature_major", ()):
+            make_feature_major(trainer.sae.get_parameter(name))
         trainer.sae.load_weights_from_checkpoint(checkpoint)
+        trainer_state.load(trainer, checkpoint)
         random_states = load_file(checkpoint / RANDOM_STATES)
-        stream.seek(**read_json(checkpoint / PROGRESS)["stream"])
+        stream.seek(**progress["stream"])
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise GatedError(
             f"The checkpoint {checkpoint} cannot be read ({type(error).__name__}); restore it from "
@@ -81,6 +82,12 @@ def delete(run: Run) -> None:
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _random_states() -> dict[str, Tensor]:
-    of_gpus = torch.cuda.get_rng_state_all()
-    return {"cpu": torch.get_rng_state(), **{f"cuda{i:03d}": s for i, s in enumerate(of_gpus)}}
+def _feature_major(sae: TrainingSAE[Any]) -> list[str]:
+    """Parameters whose columns lie one after another: a product's rounding depends on it."""
+    return [name for name, weight in sae.named_parameters() if not weight.is_contiguous()]
+
+
+def _random_states() -> dict[str, Stream]:
+    of_gpus = {f"cuda{i:03d}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    states = {"cpu": torch.get_rng_state(), **of_gpus}
+    return {name: whole(state) for name, state in states.items()}

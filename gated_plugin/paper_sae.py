@@ -19,6 +19,7 @@ from gated_plugin.engine.ablated_step import ablated_step
 from gated_plugin.engine.step import GatedStep, gated_step
 from gated_plugin.loss import GatedLoss, gated_loss
 from gated_plugin.non_finite import refuse_non_finite
+from gated_plugin.sae_files import write_sae
 from gated_plugin.trainer_hooks.adam import hasten_adam
 from gated_plugin.trainer_hooks.data_start import DataStart
 from gated_plugin.trainer_hooks.decoder_norm import hold_unit_norm
@@ -236,6 +237,13 @@ class PaperTrainingSAE(GatedBase, TrainingSAE[Any], ABC):
         if self.resampler is not None:
             self.resampler.save(Path(path))
         return saved
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """The files of the inference SAE, written in blocks."""
+        state_dict = self.state_dict()
+        self.process_state_dict_for_saving_inference(state_dict)
+        return write_sae(Path(path), state_dict, self.cfg.get_inference_sae_cfg_dict())
 
     @override
     def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:

@@ -6,7 +6,7 @@ runs/x/
   training.jsonl            a line per logged step
   checkpoints/step_*/       the last good checkpoint, while training
   sae/                      the trained SAE as SAELens saves it, activation scaling folded in
-  evaluation.json           the figures on held-out text
+  evaluation.json           the figures on held-out text or activations
   features.safetensors      per feature [d_sae]: firing rate, mean magnitude, θ, encoder–decoder cosine
   activations.safetensors   a few held-out activations [rows, d_in], to compare features on
   plots/                    png
@@ -23,11 +23,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Any
 
 from gated_plugin.errors import GatedError
 
+NO_ROOM = (ENOSPC, EDQUOT, EFBIG)
 UNFINISHED = ".unfinished"
 """Ends the name of what is still being written; a kill may leave it behind."""
 
@@ -57,6 +59,8 @@ class Run:
     def alone(self) -> Iterator[None]:
         """No other process trains, evaluates or pushes this run within the `with` block.
 
+        What a killed process left half written is deleted.
+
         Raises:
             GatedError: one does now.
         """
@@ -71,9 +75,37 @@ class Run:
                 "again."
             ) from None
         try:
+            for folder in (self.path, self.checkpoints):
+                for left in folder.glob(f".*{UNFINISHED}"):
+                    _delete(left)
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Within the block, training writes `what`.
+
+        Raises:
+            GatedError: the disk is full or fails; it says how to go on.
+        """
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            remedy = "mend that" if getattr(error, "errno", ENOSPC) not in NO_ROOM else "make room"
+            again = f"`{self.command}`" if self.recipe.exists() else "give the same command again"
+            raise GatedError(
+                f"{what} could not be written ({reason}); what was saved before is kept: {remedy}, "
+                f"then {again}."
+            ) from error
+
+    @property
+    def command(self) -> str:
+        """What continues its training."""
+        return f"gated-hub train {self.recipe} --out {self.path} --resume"
 
     @property
     def name(self) -> str:
@@ -131,8 +163,7 @@ class Run:
         """Raise `GatedError` unless training has finished."""
         if not self.is_trained:
             raise GatedError(
-                f"{self.path} holds no trained SAE yet; finish its training with "
-                f"`gated-hub train {self.recipe} --out {self.path} --resume`."
+                f"{self.path} holds no trained SAE yet; finish its training with `{self.command}`."
             )
 
     def require_evaluated(self) -> None:
@@ -175,6 +206,7 @@ def beside(path: Path) -> Iterator[Path]:
         yield unfinished
         _sync(unfinished)
         unfinished.replace(path)
+        _sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -182,22 +214,36 @@ def beside(path: Path) -> Iterator[Path]:
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
     """An empty sibling folder to fill; when the block ends well it is put on disk and takes the
-    place of `path`, whatever is there."""
+    place of `path`, whatever is there. A kill leaves the old folder, the new one, or none."""
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    replaced = path.with_name(f".{path.name}.replaced{UNFINISHED}")
+    _delete(unfinished)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        for file in unfinished.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        for written in (*unfinished.rglob("*"), unfinished):
+            _sync(written)
         if path.exists():
-            shutil.rmtree(path)
+            _delete(replaced)
+            path.rename(replaced)
         unfinished.rename(path)
+        _sync(path.parent)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _delete(unfinished)
+        _delete(replaced)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Of a folder: the names in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,31 +11,30 @@ from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
 from gated_plugin.paper_sae import PaperTrainingSAE, mean_l0
-from gated_plugin.runs import beside
+from gated_plugin.runs import Run, beside
 
 
 class TrainingLog:
-    """One JSON object a line; lines after the step that a run resumes from are dropped."""
+    """One JSON object a line; lines after the step that a run resumes from are dropped.
 
-    def __init__(self, path: Path, step: int) -> None:
-        kept = []
+    Raises:
+        GatedError: the disk is full or fails.
+    """
+
+    def __init__(self, run: Run, step: int) -> None:
+        self.run = run
+        path, kept = run.training_log, []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 if line.endswith("}") and json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-        with beside(path) as unfinished:
+        with run.writing(str(path)), beside(path) as unfinished:
             unfinished.write_text("".join(kept), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> TrainingLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
 
     def write(self, figures: dict[str, Any]) -> None:
-        self.file.write(json.dumps(figures) + "\n")
-        self.file.flush()
+        path = self.run.training_log
+        with self.run.writing(str(path)), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
 
 
 @torch.no_grad()

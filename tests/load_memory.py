@@ -37,12 +37,12 @@ def measured(d_in: int, d_sae: int, stored: str, asked: str | None) -> Measured:
         _write(folder, d_in, d_sae, stored)
         # What comes once in a process: imports and compiled kernels.
         gated_plugin.load(small, dtype=asked).encode_sparse(torch.ones(16, 64))
-        before = _start()
+        before = start_of_peak()
         sae = gated_plugin.load(folder, dtype=asked)
-        loading = _peak() - before
+        loading = peak() - before
         sae.encode_sparse(torch.randn(16, d_in))
         size = sum(tensor.nbytes for tensor in sae.state_dict().values())
-        return Measured(size, loading / size, (_peak() - before) / size)
+        return Measured(size, loading / size, (peak() - before) / size)
 
 
 def measure_in_a_child(answer: Connection, *arguments: object) -> None:
@@ -68,12 +68,14 @@ def _write(folder: Path, d_in: int, d_sae: int, dtype: str) -> None:
     write_tensors(folder / WEIGHTS, streams)
 
 
-def _start() -> int:
+def start_of_peak() -> int:
+    """Bytes in use now; `peak` counts from here."""
     CLEAR_REFS.write_text("5")  # the peak begins anew
-    return _peak()
+    return peak()
 
 
-def _peak() -> int:
+def peak() -> int:
+    """Most bytes in use at one time."""
     found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())
     assert found
     return 1024 * int(found[1])

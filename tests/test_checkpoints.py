@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import checkpoint_memory
+import load_memory
 import pytest
 import torch
+from gated_hub_process import start_fork_server
 from run_results import WEIGHTS, fingerprint, steps
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gated_plugin import GatedTrainingSAE, checkpoints, runner, sources
-from gated_plugin.activations import ActivationStream
+from gated_plugin.activations import TextStream
 from gated_plugin.errors import GatedError
 from gated_plugin.non_finite import NonFiniteLossError
 from gated_plugin.recipes import Recipe
@@ -30,13 +35,13 @@ class Faulty:
         self.patch = monkeypatch
 
     def batch(self, number: int, value: float) -> None:
-        served, genuine = iter(range(1000)), ActivationStream.__next__
+        served, genuine = iter(range(1000)), TextStream.__next__
 
-        def spoilt(stream: ActivationStream) -> torch.Tensor:
+        def spoilt(stream: TextStream) -> torch.Tensor:
             batch = genuine(stream)
             return torch.full_like(batch, value) if next(served) == number else batch
 
-        self.patch.setattr(ActivationStream, "__next__", spoilt)
+        self.patch.setattr(TextStream, "__next__", spoilt)
 
     def checkpoint(self, number: int, trouble: Exception) -> None:
         written, genuine = iter(range(1000)), GatedTrainingSAE.save_model
@@ -120,7 +125,7 @@ def test_a_model_that_gives_nan_leaves_no_run_behind(
 
 @pytest.mark.parametrize(
     "trouble",
-    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 128 vs 22")],
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left")],
 )
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     trouble: Exception, faulty: Faulty, tiny: Path, tmp_path: Path, untroubled: dict[str, object]
@@ -147,6 +152,23 @@ def stopped(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         Faulty(monkeypatch).checkpoint(1, OSError())
         train(Recipe.load(tiny), out, checkpoint_every=2, quiet=True)
     return out
+
+
+@pytest.mark.skipif(not load_memory.CLEAR_REFS.exists(), reason="Linux says how much was needed")
+def test_writing_needs_the_memory_of_some_blocks() -> None:
+    start_fork_server()
+    context = multiprocessing.get_context("forkserver")
+    here, there = context.Pipe(duplex=False)
+    arguments = (there, 512, 16384)
+    child = context.Process(target=checkpoint_memory.measure_in_a_child, args=arguments)
+    child.start()
+    there.close()
+    measured = here.recv()
+    child.join()
+    blocks = 8 * checkpoint_memory.BLOCK_BYTES
+    assert blocks < measured.matrix / 3
+    assert measured.checkpoint < blocks
+    assert measured.trained_sae < blocks
 
 
 def truncate(path: Path) -> None:

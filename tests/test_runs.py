@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gated_hub_process import Ended
+from safetensors import SafetensorError
 
 from gated_plugin import environment, runs
 from gated_plugin.errors import GatedError
@@ -95,6 +99,81 @@ def test_a_folder_that_is_there_is_replaced_as_a_whole(tmp_path: Path) -> None:
             (unfinished / name / "deep").mkdir(parents=True)
             (unfinished / name / "deep" / "file").touch()
     assert [file.name for file in path.iterdir()] == ["new"]
+
+
+def test_what_is_replaced_is_never_there_in_part(tmp_path: Path) -> None:
+    path = tmp_path / "publication"
+    with folder_beside(path) as unfinished:
+        (unfinished / "old").touch()
+    seen = set()
+    with pytest.MonkeyPatch.context() as patch:
+        for operation in ("rename", "unlink", "rmdir", "replace"):
+            genuine = getattr(os, operation)
+
+            def look(*arguments: Any, genuine: Any = genuine, **options: Any) -> Any:
+                seen.add(tuple(os.listdir(path)) if path.exists() else None)
+                return genuine(*arguments, **options)
+
+            patch.setattr(os, operation, look)
+        with folder_beside(path) as unfinished:
+            (unfinished / "new").touch()
+    assert seen == {("old",), None, ("new",)}
+
+
+@pytest.mark.parametrize("writing", [beside, folder_beside])
+def test_is_on_disk_before_it_has_its_name_and_so_is_the_name_after(
+    writing: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    path, genuine = tmp_path / "new", os.fsync
+
+    def sync(descriptor: int) -> None:
+        target = os.path.realpath(f"/dev/fd/{descriptor}")
+        synced.append((Path(target).name, path.exists()))
+        genuine(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with writing(path) as unfinished:
+        written = unfinished if writing is beside else unfinished / "file"
+        written.write_text("whole")
+        (*before, after) = [(written.name, False), (tmp_path.name, True)]
+    if writing is folder_beside:
+        before.append((".new.unfinished", False))
+    assert synced == [*before, after]
+
+
+def test_what_a_kill_left_half_written_is_gone_once_somebody_else_is_at_work(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path)
+    (run.checkpoints / ".step_00000004.unfinished" / "deep").mkdir(parents=True)
+    (run.checkpoints / "step_00000002").mkdir()
+    (tmp_path / ".training.jsonl.17.unfinished").touch()
+    run.recipe.touch()
+    with run.alone():
+        found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {"checkpoints", "checkpoints/step_00000002", "recipe.yaml", ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "remedy"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "make room"),
+        (SafetensorError("I/O error: No space left on device"), "make room"),
+        (OSError(errno.EROFS, "Read-only file system"), "mend that"),
+    ],
+)
+def test_a_disk_that_refuses_is_one_sentence(
+    trouble: Exception, remedy: str, tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    run.recipe.touch()
+    with pytest.raises(GatedError) as caught, run.writing("The log"):
+        raise trouble
+    assert str(caught.value) == (
+        f"The log could not be written ({trouble}); what was saved before is kept: {remedy}, then "
+        f"`gated-hub train {tmp_path}/recipe.yaml --out {tmp_path} --resume`."
+    )
 
 
 def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:

@@ -140,12 +140,11 @@ def _fit(members: Sequence[Member], stream: ActivationStream, quiet: bool) -> No
     seconds = [0.0] * len(members)
     with (
         runner.stop_requests() as stop,
-        ExitStack() as files,
         Progress(
             f"Training {len(members)} SAE{'s' * (len(members) > 1)}", total, quiet=quiet
         ) as progress,
     ):
-        logs = [files.enter_context(TrainingLog(run.training_log, 0)) for _, run, _ in members]
+        logs = [TrainingLog(run, 0) for _, run, _ in members]
         for step in range(1, total + 1):
             batch = next(stream)
             for place, (_, _, trainer) in enumerate(members):

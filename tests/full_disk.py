@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from pytest import MonkeyPatch
 
 
 @contextmanager
-def full_disk(room: int, *folders: Path) -> Iterator[None]:
-    """Let `room` bytes be written below `folders`, and no more."""
+def full_disk(room: int, *folders: Path) -> Iterator[Callable[[], int]]:
+    """Let `room` bytes be written below `folders`, and no more; gives how many are left."""
     left = room
     opened = io.open
 
@@ -42,4 +42,4 @@ def full_disk(room: int, *folders: Path) -> Iterator[None]:
     with MonkeyPatch.context() as patch:
         patch.setattr(io, "open", open_)
         patch.setattr(builtins, "open", open_)
-        yield
+        yield lambda: left
