@@ -11,7 +11,15 @@ from pathlib import Path
 from time import sleep
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
-PACKAGES = ("gated-plugin", "sae-lens", "torch", "numba", "dictionary-learning", "eai-sparsify")
+PACKAGES = (
+    "gated-plugin",
+    "sae-lens",
+    "torch",
+    "numba",
+    "triton",
+    "dictionary-learning",
+    "eai-sparsify",
+)
 IDLE_CHECK_SECONDS = 0.5
 BUSY = 0.05
 
@@ -58,6 +66,7 @@ def facts(device: str) -> dict[str, object]:
         "cores": os.cpu_count(),
         "amx": bool(torch.cpu._is_amx_tile_supported()),
         "gpu": None if device == "cpu" else torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
         WAIT_POLICY: os.environ.get(WAIT_POLICY),
     }

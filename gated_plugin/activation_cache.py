@@ -1,6 +1,6 @@
 """Activations on disk, so that the language model reads a text once for many trainings.
 
-A folder holds one file per chunk of `ActivationStream`: the raw activations [tokens, d_in] in
+A folder holds one file per chunk of `TextStream`: the raw activations [tokens, d_in] in
 float32, before they are shuffled, so that runs of other seeds share them too.
 """
 

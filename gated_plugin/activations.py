@@ -8,6 +8,7 @@ a function of (dataset, seed, c, k) alone. What a chunk has left over is dropped
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
@@ -73,7 +74,27 @@ def _hook_width(model: Any, cfg: LanguageModelSAERunnerConfig[Any]) -> int:
 
 
 class ActivationStream(Iterator[Tensor]):
-    """Batches [train_batch_size_tokens, d_in] of a hook point's activations, float32.
+    """Batches [train_batch_size_tokens, d_in]; each depends on its place and `cfg` alone."""
+
+    def __init__(self, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+        self.cfg = cfg
+        self.chunk = 0
+        self.served = 0
+
+    @abstractmethod
+    def __next__(self) -> Tensor: ...
+
+    def position(self) -> dict[str, int]:
+        """The place after the last batch, for `seek`."""
+        return {"chunk": self.chunk, "served": self.served}
+
+    def seek(self, chunk: int, served: int) -> None:
+        """Continue with batch `served` of chunk `chunk`; skips tokens, not forward passes."""
+        self.chunk, self.served = chunk, served
+
+
+class TextStream(ActivationStream):
+    """Batches of what a language model makes of a text at a hook point, float32.
 
     Args:
         model: a TransformerLens model.
@@ -95,11 +116,9 @@ class ActivationStream(Iterator[Tensor]):
         cfg: LanguageModelSAERunnerConfig[Any],
         cache: ActivationCache | None = None,
     ) -> None:
-        self.cfg = cfg
+        super().__init__(cfg)
         self.cache = cache
         self.store = open_store(model, dataset, cfg)
-        self.chunk = 0
-        self.served = 0
         self._batches: tuple[Tensor, ...] = ()
         self._loaded = -1
         """The chunk that `_batches` are of."""
@@ -114,14 +133,6 @@ class ActivationStream(Iterator[Tensor]):
                 self.served += 1
                 return self._batches[self.served - 1]
             self.chunk, self.served = self.chunk + 1, 0
-
-    def position(self) -> dict[str, int]:
-        """The place after the last batch, for `seek`."""
-        return {"chunk": self.chunk, "served": self.served}
-
-    def seek(self, chunk: int, served: int) -> None:
-        """Continue with batch `served` of chunk `chunk`; skips tokens, not forward passes."""
-        self.chunk, self.served = chunk, served
 
     def _load_chunk(self) -> None:
         """Shuffles the activations of `self.chunk`."""

@@ -5,6 +5,7 @@ with `sae:` for the SAE's configuration and these of ours:
 
     name, description, source  what it is, and where its settings are from
     variants                   settings by name, of which one is chosen (`variants`)
+    synthetic                  true: activations of `synthetic_stream` in place of the language model's
     sae.paper_lambda           λ as the paper prints it; becomes l1_coefficient = λ · d_in
     evaluation                 held-out text (`EvaluationPlan`)
     publish                    licence and base model of the dictionary (`PublishPlan`)
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float64")
 """What an SAE can be trained in; in float16 Adam overflows at the second step."""
+
+
+SYNTHETIC = "synthetic activations"
+"""What stands in figures and cards for the names of a language model and of datasets."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,9 @@ class Recipe:
     name: str
     description: str
     source: str
+    synthetic: bool
+    """Whether no language model or text is read; model_name, hook_name and dataset_path then say
+    only whose shape the run has."""
     runner: dict[str, Any]
     sae: dict[str, Any]
     evaluation: EvaluationPlan
@@ -125,6 +133,7 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """Every setting by its dotted key."""
         return {
+            "synthetic": self.synthetic,
             **self.runner,
             **{f"sae.{key}": value for key, value in self.sae.items()},
             **{f"evaluation.{key}": value for key, value in asdict(self.evaluation).items()},
@@ -178,6 +187,7 @@ class _Reader(Keys):
             name=coerced(raw["name"], str, self.where("name")),
             description=coerced(raw["description"], str, self.where("description")).strip(),
             source=coerced(raw.get("source", ""), str, self.where("source")).strip(),
+            synthetic=coerced(raw.get("synthetic", False), bool, self.where("synthetic")),
             runner=self.checked(runner, LanguageModelSAERunnerConfig, "", _SECTIONS),
             sae=self._sae(self._section(raw, "sae")),
             evaluation=self._plan(raw, "evaluation", EvaluationPlan),
@@ -269,6 +279,7 @@ _SECTIONS = (
     "name",
     "description",
     "source",
+    "synthetic",
     VARIANTS,
     "sae",
     "evaluation",

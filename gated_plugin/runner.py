@@ -13,11 +13,11 @@ import torch
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gated_plugin import checkpoints, sources
 from gated_plugin.activation_cache import ActivationCache
-from gated_plugin.activations import ActivationStream
+from gated_plugin.activations import ActivationStream, TextStream
 from gated_plugin.baseline import as_gated
 from gated_plugin.dictionaries import WEIGHTS
 from gated_plugin.engine import options as engine
@@ -27,10 +27,14 @@ from gated_plugin.paper_sae import PaperTrainingSAE
 from gated_plugin.progress import Progress
 from gated_plugin.recipes import Recipe
 from gated_plugin.runs import UNFINISHED, Run, beside, folder_beside, read_json, write_json
+from gated_plugin.synthetic_stream import SyntheticStream
+from gated_plugin.tensor_files import whole, write_tensors
 from gated_plugin.training import GatedTrainingSAE
 from gated_plugin.training_log import TrainingLog, figures_of, live_line
 
 LOG_LINES = 200
+BEFORE_THE_RECIPE = ("environment.json", ".lock")
+"""What `write_start` makes before that: a kill may have come between."""
 BASELINE = "standard"
 METADATA = (
     "model_name",
@@ -46,7 +50,7 @@ METADATA = (
     "sequence_separator_token",
     "disable_concat_sequences",
 )
-"""What SAELens' runner notes in an SAE's `cfg.json`."""
+"""What SAELens' runner notes in an SAE's `cfg.json`, where a language model is read."""
 
 
 def train(
@@ -72,6 +76,7 @@ def train(
     run = Run(out)
     require_startable(run, recipe, resume)
     if run.is_trained:
+        checkpoints.delete(run)  # a kill may have come between
         return run
     stream = open_stream(recipe)
     trainer = new_trainer(recipe, stream)
@@ -97,7 +102,8 @@ def require_startable(run: Run, recipe: Recipe, resume: bool) -> None:
             )
         _require_same(recipe, run)
     elif run.path.exists() and any(
-        not file.name.endswith(UNFINISHED) for file in run.path.iterdir()
+        file.name not in BEFORE_THE_RECIPE and not file.name.endswith(UNFINISHED)
+        for file in run.path.iterdir()
     ):
         raise GatedError(f"{run.path} is not empty and no run; give another --out.")
 
@@ -108,33 +114,39 @@ def _require_same(given: Recipe, run: Run) -> None:
         if ours.get(key) != theirs.get(key):
             raise GatedError(
                 f"{run.path} was started with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}; "
-                f"resume it with `gated-hub train {run.recipe} --out {run.path} --resume`."
+                f"resume it with `{run.command}`."
             )
 
 
 def write_start(run: Run, recipe: Recipe) -> None:
     """The recipe comes last: it is what makes a folder a run."""
-    write_json(run.environment, environment())
-    with beside(run.recipe) as unfinished:
-        unfinished.write_text(recipe.to_yaml(), encoding="utf-8")
+    with run.writing("The start of the run"):
+        run.path.mkdir(parents=True, exist_ok=True)
+        with run.alone():
+            write_json(run.environment, environment())
+            with beside(run.recipe) as unfinished:
+                unfinished.write_text(recipe.to_yaml(), encoding="utf-8")
 
 
 def open_stream(recipe: Recipe, cache: Path | None = None) -> ActivationStream:
-    """The activations that `recipe` trains on, by way of the folder `cache` if there is one."""
+    """The activations that `recipe` trains on; a language model's by way of `cache` if given."""
     cfg = recipe.runner_config()
     sources.require_devices(cfg)
+    if recipe.synthetic:
+        return SyntheticStream(cfg)
     model = sources.language_model(cfg)
     rows = sources.token_rows(cfg.dataset_path, streaming=cfg.streaming)
     kept = None if cache is None else ActivationCache(cache, cfg)
-    return ActivationStream(model, rows, cfg, kept)
+    return TextStream(model, rows, cfg, kept)
 
 
 def new_trainer(recipe: Recipe, stream: ActivationStream) -> SAETrainer[Any, Any]:
     """SAELens' trainer with the SAE of `recipe`, whose start depends on `seed` alone."""
     cfg = recipe.runner_config()
     torch.manual_seed(cfg.seed)
-    for name in METADATA:
-        setattr(cfg.sae.metadata, name, getattr(cfg, name))
+    read = {name: getattr(cfg, name) for name in METADATA}
+    for name, value in ({"synthetic": True} if recipe.synthetic else read).items():
+        setattr(cfg.sae.metadata, name, value)
     sae = TrainingSAE.from_dict(cfg.sae.to_dict()).to(cfg.device)
     try:
         return SAETrainer(cfg=cfg.to_sae_trainer_config(), sae=sae, data_provider=stream)
@@ -213,9 +225,9 @@ def _fit(
     log_every = max(1, total // LOG_LINES)
     with (
         stop_requests() as stop,
-        TrainingLog(run.training_log, trainer.n_training_steps) as log,
         Progress("Training", total, trainer.n_training_steps, quiet=quiet) as progress,
     ):
+        log = TrainingLog(run, trainer.n_training_steps)
         while trainer.n_training_steps < total:
             trainer.maybe_reset_sparsity()
             output = _step(run, trainer, stream)
@@ -228,7 +240,7 @@ def _fit(
             if stop:
                 raise Interrupted(
                     f"Stopped at step {trainer.n_training_steps} of {total}; continue with "
-                    f"`gated-hub train {run.recipe} --out {run.path} --resume`."
+                    f"`{run.command}`."
                 )
 
 
@@ -271,8 +283,9 @@ def finish(run: Run, trainer: SAETrainer[Any, Any], recipe: Recipe) -> None:
             unwhitening_matrix=scaler.whitening.inverse_matrix,
         )
     trainer.set_final_sae_metadata()
-    with folder_beside(run.sae) as unfinished:
+    with run.writing("The trained SAE"), folder_beside(run.sae) as unfinished:
         sae.save_inference_model(unfinished)
-        save_file({"sparsity": trainer.log_feature_sparsity}, unfinished / "sparsity.safetensors")
+        sparsity = {"sparsity": whole(trainer.log_feature_sparsity)}
+        write_tensors(unfinished / "sparsity.safetensors", sparsity)
         write_json(unfinished / "runner_cfg.json", recipe.runner_config().to_dict())
     checkpoints.delete(run)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+
 from gated_hub_process import Command, Ended, start_fork_server
 
 from gated_plugin import quickstart
@@ -69,8 +74,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Command]:
     """Starts `gated-hub ARGUMENT…` as a process."""
     start_fork_server()
 
-    def start(*arguments: object) -> Command:
-        return Command([str(a) for a in arguments], tmp_path_factory.mktemp("printed"))
+    def start(*arguments: object, before: Callable[[], None] | None = None) -> Command:
+        return Command([str(a) for a in arguments], tmp_path_factory.mktemp("printed"), before)
 
     return start
 

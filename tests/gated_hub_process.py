@@ -26,12 +26,18 @@ class Ended(NamedTuple):
 
 
 class Command:
-    """A running `gated-hub`; what it prints goes to files in `folder`."""
+    """A running `gated-hub`; what it prints goes to files in `folder`.
 
-    def __init__(self, arguments: list[str], folder: Path) -> None:
+    Args:
+        before: what its process does first.
+    """
+
+    def __init__(
+        self, arguments: list[str], folder: Path, before: Callable[[], None] | None = None
+    ) -> None:
         self.printed = [folder / "stdout", folder / "stderr"]
         context = multiprocessing.get_context("forkserver")
-        self.process = context.Process(target=_main, args=(arguments, self.printed))
+        self.process = context.Process(target=_main, args=(arguments, self.printed, before))
         self.process.start()
 
     def wait(self) -> Ended:
@@ -64,13 +70,17 @@ def start_fork_server() -> None:
     os.environ.update(before)
 
 
-def _main(arguments: list[str], printed: list[Path]) -> None:
+def _main(
+    arguments: list[str], printed: list[Path], before: Callable[[], None] | None = None
+) -> None:
     for number, path in enumerate(printed, 1):
         with path.open("w") as file:
             os.dup2(file.fileno(), number)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
     sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115 - as above
     sys.argv = ["gated-hub", *arguments]
+    if before is not None:
+        before()
     from gated_plugin.cli import main
 
     main()

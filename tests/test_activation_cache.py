@@ -13,13 +13,13 @@ from torch import Tensor
 
 from gated_plugin import quickstart
 from gated_plugin.activation_cache import ActivationCache, bytes_on_disk
-from gated_plugin.activations import ActivationStream
+from gated_plugin.activations import TextStream
 from gated_plugin.errors import GatedError
 from gated_plugin.recipes import Recipe
 
 pytestmark = pytest.mark.usefixtures("unpacked_once")
 
-Streams = Callable[..., ActivationStream]
+Streams = Callable[..., TextStream]
 ROWS = 10
 
 
@@ -30,11 +30,11 @@ def language_model() -> Any:
 
 @pytest.fixture
 def streams(tiny: Path, language_model: Any, tmp_path: Path) -> Streams:
-    def stream(*overrides: str, cached: bool = True) -> ActivationStream:
+    def stream(*overrides: str, cached: bool = True) -> TextStream:
         cfg = Recipe.load(tiny, overrides).runner_config()
         rows = quickstart.dataset("embedded/books").select(range(ROWS))
         cache = ActivationCache(tmp_path / "cache", cfg) if cached else None
-        return ActivationStream(language_model, rows, cfg, cache)
+        return TextStream(language_model, rows, cfg, cache)
 
     return stream
 
@@ -43,7 +43,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
-def batches(stream: ActivationStream, count: int = 20) -> list[Tensor]:
+def batches(stream: TextStream, count: int = 20) -> list[Tensor]:
     return list(islice(stream, count))
 
 

@@ -12,13 +12,13 @@ from datasets import Dataset
 from torch import Tensor
 
 from gated_plugin import quickstart
-from gated_plugin.activations import ActivationStream
+from gated_plugin.activations import TextStream
 from gated_plugin.errors import GatedError
 from gated_plugin.recipes import Recipe
 
 pytestmark = pytest.mark.usefixtures("unpacked_once")
 
-Streams = Callable[..., ActivationStream]
+Streams = Callable[..., TextStream]
 
 # Ten rows, of which a buffer takes four: batches of the 3rd buffer are from two epochs.
 ROWS = 10
@@ -32,10 +32,10 @@ def language_model() -> object:
 
 @pytest.fixture
 def streams(tiny: Path, language_model: object) -> Streams:
-    def stream(*overrides: str, rows: Dataset | None = None) -> ActivationStream:
+    def stream(*overrides: str, rows: Dataset | None = None) -> TextStream:
         rows = quickstart.dataset("embedded/books").select(range(ROWS)) if rows is None else rows
         cfg = Recipe.load(tiny, overrides).runner_config()
-        return ActivationStream(language_model, rows, cfg)
+        return TextStream(language_model, rows, cfg)
 
     return stream
 
@@ -111,7 +111,7 @@ def test_special_tokens_are_left_out(streams: Streams, language_model: object) -
     acts = language_model.run_with_cache(torch.tensor([[quickstart.BOS]]))[1]
     bos = acts["blocks.0.hook_resid_post"][0]
 
-    def nearest(stream: ActivationStream) -> float:
+    def nearest(stream: TextStream) -> float:
         return torch.cdist(torch.cat(list(islice(stream, 7))), bos).min().item()
 
     assert nearest(streams(rows=rows)) < 1e-3

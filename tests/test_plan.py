@@ -218,6 +218,16 @@ def test_a_half_as_fast_gpu_takes_twice_as_long(gemma: RunPlan, monkeypatch: Any
     assert plan(GEMMA, gpu="h200").seconds == pytest.approx(2 * gemma.seconds)
 
 
+def test_on_synthetic_activations_no_language_model_is_counted(gemma: RunPlan) -> None:
+    found = plan("gemma-7b/resid-20-lambda-0.0005", ["synthetic=true"], gpu="H200")
+    named = [part.part for part in (*found.memory, *found.disk, *found.work)]
+    assert not [name for name in named if "language model" in name or "logits" in name]
+    directions = next(part for part in found.memory if part.part == "synthetic activations")
+    assert directions.bytes == 4 * (4 * 3072 + 4096) * 3072
+    assert found.seconds < gemma.seconds
+    assert found.parameters == gemma.parameters
+
+
 def test_a_plan_can_be_written_as_json(gemma: RunPlan) -> None:
     assert json.loads(json.dumps(asdict(gemma)))["memory"][0]["part"] == "SAE, weights"
 

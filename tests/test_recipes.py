@@ -28,7 +28,7 @@ def names(config: type) -> set[str]:
 
 VALID = (
     names(LanguageModelSAERunnerConfig)
-    | {"name", "description", "source", "variants", "evaluation", "publish"}
+    | {"name", "description", "source", "synthetic", "variants", "evaluation", "publish"}
     | {f"sae.{name}" for name in names(GatedTrainingSAEConfig) | {"architecture", "paper_lambda"}}
     | {f"evaluation.{name}" for name in names(EvaluationPlan)}
     | {f"publish.{name}" for name in names(PublishPlan)}

@@ -31,8 +31,19 @@ def test_a_folder_in_use_is_refused_and_left_alone(tiny: Path, tmp_path: Path) -
 def test_what_a_kill_left_of_the_first_write_does_not_block_the_folder(
     tiny: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / ".recipe.yaml.123.unfinished").touch()
-    assert train(Recipe.load(tiny), tmp_path, resume=True, quiet=True).is_trained
+    for name in ("environment.json", ".lock", ".recipe.yaml.123.unfinished"):
+        (tmp_path / name).touch()
+    assert train(Recipe.load(tiny), tmp_path, quiet=True).is_trained
+    assert not (tmp_path / ".recipe.yaml.123.unfinished").exists()
+
+
+def test_checkpoints_that_a_kill_left_of_a_trained_run_are_deleted(
+    tiny: Path, tmp_path: Path
+) -> None:
+    run = train(Recipe.load(tiny), tmp_path / "run", quiet=True)
+    (run.checkpoints / "step_00000018").mkdir(parents=True)
+    train(Recipe.load(tiny), run.path, resume=True, quiet=True)
+    assert not run.checkpoints.exists()
 
 
 def test_a_second_run_into_the_same_folder_is_refused_and_a_trained_one_kept(

@@ -41,6 +41,12 @@ def gated_hub(
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a bundled one.")],
     set_: Set = None,
+    synthetic: Annotated[
+        bool,
+        typer.Option(
+            "--synthetic", help="On synthetic activations of the right shape; no model is loaded."
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Run folder; runs/NAME by default."),
@@ -56,20 +62,22 @@ def train(
     """Train an SAE from a recipe.
 
     gated-hub train quickstart --set sae.l1_coefficient=1 --out runs/mine
+    gated-hub train gemma-7b/resid-20-lambda-0.0005 --synthetic --set device=cpu
     """
     from gated_plugin.recipes import Recipe
     from gated_plugin.runner import train as run_training
     from gated_plugin.science.plots import draw
 
-    plan = Recipe.load(recipe, set_ or ())
+    plan = Recipe.load(recipe, [*(set_ or ()), *(["synthetic=true"] if synthetic else [])])
     run = run_training(
         plan,
-        out or Path("runs") / plan.name,
+        out or Path("runs") / (f"{plan.name}-synthetic" if plan.synthetic else plan.name),
         resume=resume,
         checkpoint_every=checkpoint_every,
         quiet=silenced(as_json, quiet),
     )
-    draw(run)
+    with run.writing("The plot of the training"):
+        draw(run)
     answer(
         chosen(as_json, quiet),
         {"run": str(run.path), "sae": str(run.sae), "next": f"gated-hub eval {run.path}"},

@@ -41,6 +41,8 @@ def change_in_loss_recovered(
 
     try:
         recipe = Recipe.load(source.run.recipe)
+        if recipe.synthetic:
+            return {"not_measured": "the run is of synthetic activations and no language model"}
         report(f"Measuring the loss recovered in {recipe.model_name}, of both.")
         before = measure(read(Dictionary.open(source.folder), "float32"), recipe, quiet=quiet)
         after = measure(result(folder), recipe, quiet=quiet)

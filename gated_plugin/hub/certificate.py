@@ -22,7 +22,7 @@ CHECKS = (
     "weights finite",
     "shapes and types as in cfg.json",
     "decoder rows of norm 1",
-    "figures of an evaluation on held-out text",
+    "figures of an evaluation on held-out activations",
     "features and reconstructions of plain SAELens, in a process without gated_plugin",
 )
 BLOCK = 1 << 20

@@ -17,12 +17,16 @@ import gated_plugin
 from gated_plugin.errors import GatedError
 from gated_plugin.hub.cards.licensing import kept_plan
 from gated_plugin.hub.naming import without_machine_paths
-from gated_plugin.recipes import PublishPlan, Recipe
+from gated_plugin.recipes import SYNTHETIC, PublishPlan, Recipe
 from gated_plugin.runs import Run, read_json
 
 FILENAME = "config.json"
 FIGURES = ("l0", "loss_recovered", "gamma", "alive", "fvu", "ce_clean", "ce_sae", "ce_zero")
 COUNTS = ("tokens_evaluated", "tokens_trained", "context_size")
+OF_LANGUAGE_MODEL = ("loss_recovered", "ce_clean", "ce_sae", "ce_zero", "context_size")
+"""Figures and counts that an SAE of synthetic activations has not."""
+SYNTHETIC_HOOK = "synthetic"
+"""In place of a hook point, so that the SAE's folder begins with it."""
 
 Entry = dict[str, Any]
 """One SAE: id, architecture, model, hook, width, figures, training, evaluation, weights."""
@@ -67,13 +71,15 @@ def _digest(settings: dict[str, Any]) -> str:
 
 
 def measured(run: Run) -> dict[str, Any]:
-    """The figures of a run's evaluation, all of them there and finite.
+    """The figures of a run's evaluation, all of them there and finite; on synthetic activations,
+    all that are not of a language model.
 
     Raises:
         GatedError: one is not.
     """
     figures = read_json(run.evaluation)
-    for name in (*FIGURES, *COUNTS):
+    absent = OF_LANGUAGE_MODEL if figures.get("dataset_path") == SYNTHETIC else ()
+    for name in (name for name in (*FIGURES, *COUNTS) if name not in absent):
         value = figures.get(name)
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise GatedError(
@@ -92,20 +98,24 @@ def entry(recipe: Recipe, figures: dict[str, Any]) -> Entry:
     config = recipe.runner_config()
     sae = config.sae
     ablations = [f"{name}: {value}" for name, value in sae.ablated.items()]
+    synthetic = recipe.synthetic
+    context = {
+        "context_size": config.context_size,
+        "prepend_bos": config.prepend_bos,
+        "exclude_special_tokens": bool(config.exclude_special_tokens),
+    }
     return without_machine_paths(
         {
             "architecture": sae.architecture(),
-            "model": config.model_name,
-            "hook": config.hook_name,
+            "model": SYNTHETIC if synthetic else config.model_name,
+            "hook": SYNTHETIC_HOOK if synthetic else config.hook_name,
             "width": sae.d_sae,
             **{name: figures[name] for name in FIGURES},
             "training": {
-                "dataset": config.dataset_path,
-                "datasets": recipe.publish.datasets,
+                "dataset": SYNTHETIC if synthetic else config.dataset_path,
+                "datasets": () if synthetic else recipe.publish.datasets,
                 "tokens": figures["tokens_trained"],
-                "context_size": config.context_size,
-                "prepend_bos": config.prepend_bos,
-                "exclude_special_tokens": bool(config.exclude_special_tokens),
+                **({} if synthetic else context),
                 "l1_coefficient": sae.l1_coefficient,
                 "target_l0": sae.target_l0,
                 "lr": config.lr,

@@ -46,6 +46,8 @@ class Need:
 
 def memory(shape: Shape) -> list[Need]:
     """Training at its peak, all parts at once; and, not counted, what an evaluation adds."""
+    if shape.recipe.synthetic:
+        return [*_of_sae(shape), _synthetic(shape)]
     return [*_of_sae(shape), *_buffer(shape), *_of_language_model(shape)]
 
 
@@ -57,7 +59,7 @@ def disk(shape: Shape) -> list[Need]:
         Need("trained SAE", weights, "sae/"),
         Need("publication", weights, "the same as it is published"),
     ]
-    if not shape.recipe.is_embedded:
+    if not (shape.recipe.is_embedded or shape.recipe.synthetic):
         size = shape.model.parameters_on_the_hub
         parts.append(
             Need("language model", ON_THE_HUB * size, f"{size:,} in the Hub's cache, 2 bytes each")
@@ -120,6 +122,16 @@ def _buffer(shape: Shape) -> list[Need]:
     size = BUFFERS * tokens * shape.d_in * shape.sae_itemsize
     how = f"{BUFFERS} × {tokens:,} × {shape.d_in} in {shape.sae_dtype}"
     return [Need("activations, buffer", size, how, shape.cfg.act_store_device)]
+
+
+def _synthetic(shape: Shape) -> Need:
+    from gated_plugin.synthetic_stream import DIRECTIONS
+
+    numbers = DIRECTIONS * shape.d_in**2 + shape.batch * shape.d_in
+    how = f"{DIRECTIONS * shape.d_in:,} directions and a batch, in float32"
+    return Need(
+        "synthetic activations", BYTES["float32"] * numbers, how, shape.cfg.act_store_device
+    )
 
 
 def _of_language_model(shape: Shape) -> list[Need]:

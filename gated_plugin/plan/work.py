@@ -39,12 +39,16 @@ class Work:
 
 def training_work(shape: Shape) -> list[Work]:
     """What training computes."""
-    return [_language_model(shape), *_sae(shape)]
+    return _sae(shape) if shape.recipe.synthetic else [_language_model(shape), *_sae(shape)]
 
 
 def evaluation_work(shape: Shape) -> Work:
     """What one evaluation computes."""
     plan = shape.recipe.evaluation
+    if shape.recipe.synthetic:
+        flops = 4 * shape.d_in * shape.d_sae * plan.tokens
+        seconds = flops / shape.device.rate(shape.sae_dtype)
+        return Work("evaluation", flops, seconds, f"{plan.tokens:,} tokens: encoded, decoded")
     flops = 3 * plan.tokens * shape.model.forward_flops(shape.context)
     return Work(
         "evaluation",

@@ -1,4 +1,4 @@
-"""The text that a recipe keeps from training, as batches of tokens."""
+"""What a recipe keeps from training: text, as batches of tokens, or synthetic activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from gated_plugin import sources
 from gated_plugin.activations import open_store
 from gated_plugin.errors import GatedError
 from gated_plugin.recipes import Recipe
+from gated_plugin.science.metrics import Batch
+from gated_plugin.synthetic_stream import HELD_OUT, SyntheticSource, batch_generator
 
+SEQUENCES, SEQUENCE = 8, 128
+"""Synthetic activations of one batch, in groups that stand for sequences: they are independent of
+each other, so that intervals are right for groups of any size."""
 OF_EVALUATION = ("evaluation.", "device=", "llm_device=")
 
 
@@ -70,3 +75,23 @@ class HeldOut:
                         "lower evaluation.batch_size_prompts."
                     ) from None
                 return
+
+
+class HeldOutActivations:
+    """Synthetic activations that no training sees, the same for every seed; about as many as the
+    recipe plans tokens, in whole batches."""
+
+    def __init__(self, recipe: Recipe, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+        self.device = str(cfg.device)
+        self._source = SyntheticSource.of(cfg.sae.d_in, self.device)
+        self._batches = max(1, recipe.evaluation.tokens // (SEQUENCES * SEQUENCE))
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        sequence_T = torch.arange(SEQUENCES, device=self.device).repeat_interleave(SEQUENCE)
+        for number in range(self._batches):
+            generator = batch_generator(0, HELD_OUT, 0, number, self.device)
+            x_TN = self._source.draw(SEQUENCES * SEQUENCE, generator)
+            yield Batch(x_TN, sequence_T, SEQUENCES)

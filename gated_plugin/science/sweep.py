@@ -132,6 +132,11 @@ def sweep(
 
 
 def _arms(recipe: Recipe, plan: SweepPlan, baseline: bool) -> list[Arm]:
+    if recipe.synthetic:
+        raise GatedError(
+            f"The recipe {recipe.name} is of synthetic activations, and a sweep compares by the loss "
+            "of a language model; give --set synthetic=false."
+        )
     if not plan.lambdas:
         raise GatedError(
             f"The recipe {recipe.name} names no λ to sweep; give some, such as --lambda "

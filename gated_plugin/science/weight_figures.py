@@ -12,6 +12,9 @@ from torch.nn.functional import cosine_similarity
 
 from gated_plugin.convert.jumprelu import threshold
 
+BLOCK = 1 << 12
+"""Features at once."""
+
 
 @torch.no_grad()
 def weight_figures(sae: Any) -> dict[str, Tensor]:
@@ -37,4 +40,8 @@ def _theta(sae: Any) -> Tensor | None:
 
 def _cosine(sae: Any) -> Tensor | None:
     W_enc = getattr(sae, "W_enc", None)
-    return None if W_enc is None else cosine_similarity(W_enc.T.float(), sae.W_dec.float(), dim=1)
+    if W_enc is None:
+        return None
+    # In blocks: torch's own holds three copies of both matrices.
+    blocks = zip(W_enc.split(BLOCK, dim=1), sae.W_dec.split(BLOCK), strict=True)
+    return torch.cat([cosine_similarity(enc.T.float(), dec.float(), dim=1) for enc, dec in blocks])

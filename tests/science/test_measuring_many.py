@@ -18,7 +18,7 @@ from gated_plugin import quickstart
 from gated_plugin.errors import GatedError
 from gated_plugin.recipes import Recipe
 from gated_plugin.runs import Run
-from gated_plugin.science import evaluation
+from gated_plugin.science import measuring
 from gated_plugin.science.evaluation import evaluate, evaluate_all, measure, measure_all
 
 pytestmark = pytest.mark.usefixtures("unpacked_once", "one_thread")
@@ -51,7 +51,7 @@ def random_sae(architecture: str, d_sae: int, seed: int = 0) -> SAE[Any]:
     return sae.eval()
 
 
-def without_time(measured: evaluation.Measurement) -> dict[str, Any]:
+def without_time(measured: measuring.Measurement) -> dict[str, Any]:
     return {**vars(measured.evaluation), "seconds": None}
 
 
@@ -104,7 +104,7 @@ def test_figures_of_features(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tokens go through the SAE in whole batches of 512, or 128 by 128."""
-    monkeypatch.setattr(evaluation, "FEATURES_AT_ONCE", at_once)
+    monkeypatch.setattr(measuring, "FEATURES_AT_ONCE", at_once)
     sae = random_sae(architecture, 100)
     found, of_features, recorded = measure(sae, recipe, quiet=True)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_every_run_gets_its_own_figures(runs: list[Run], recipe: Recipe) -> None
 
 def test_where_one_fails_nothing_is_written_into_any(runs: list[Run], recipe: Recipe) -> None:
     bad = random_sae("gated", 64)
-    bad.b_dec.data.fill_(float("nan"))
+    bad.b_dec.data.fill_(3e38)
     bad.save_model(runs[2].sae)
     with pytest.raises(GatedError, match=f"With {runs[2].path} spliced in") as caught:
         evaluate_all(runs, recipe, quiet=True)

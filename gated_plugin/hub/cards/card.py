@@ -29,6 +29,7 @@ TAGS = (
     "saelens",
     "arxiv:2404.16014",
 )
+SYNTHETIC_TAG = "synthetic-activations"
 METRICS = {
     "l0": "L0",
     "loss_recovered": "Loss recovered",
@@ -72,6 +73,7 @@ def render(
         saes=ordered,
         kind=f"{'Gated ' if architectures == {'gated'} else ''}sparse autoencoder",
         model=facts.text(first, "model"),
+        synthetic=any(map(facts.is_synthetic, ordered)),
         first={
             "id": facts.sae_id(first),
             "hook": facts.text(first, "hook") or "its hook point",
@@ -108,9 +110,11 @@ def front_matter(
         metadata["datasets"] = datasets
     tags = kept.get("tags")
     theirs = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
-    metadata["tags"] = list(dict.fromkeys([*TAGS, *theirs]))
+    synthetic = any(map(facts.is_synthetic, entries))
+    ours = (*TAGS, SYNTHETIC_TAG) if synthetic else TAGS
+    metadata["tags"] = list(dict.fromkeys([*ours, *theirs]))
     metadata.update({key: value for key, value in kept.items() if key not in _OURS})
-    if evaluation := _evaluation(repo_id, entries):
+    if not synthetic and (evaluation := _evaluation(repo_id, entries)):
         metadata["model-index"] = evaluation
     return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
 

@@ -11,6 +11,7 @@ from reprlib import Repr
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gated_plugin.errors import GatedError
+from gated_plugin.recipes import SYNTHETIC
 
 if TYPE_CHECKING:
     from gated_plugin.hub.index import Entry
@@ -31,6 +32,11 @@ def sae_id(entry: Entry) -> str:
     if not name or not name.isprintable():
         _refuse(entry, "id", name, "a name")
     return name
+
+
+def is_synthetic(entry: Entry) -> bool:
+    """Whether the SAE was trained on synthetic activations, and so is of no language model."""
+    return text(entry, "model") == SYNTHETIC
 
 
 def number(entry: Entry, name: str) -> float | None:

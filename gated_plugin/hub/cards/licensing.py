@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ _MEND = "in the recipe of the run (its recipe.yaml), and push again"
 def require_publishable(
     recipe: Recipe, is_gated_base_model: Callable[[str], bool | None]
 ) -> PublishPlan:
-    """The recipe's plan, once it states all that it must.
+    """The recipe's plan, once it states all that it must; of synthetic activations, the licence.
 
     Args:
         is_gated_base_model: whether the Hub gives out the model of that id only to those who
@@ -40,6 +40,8 @@ def require_publishable(
     """
     plan = recipe.publish
     require_valid(plan)
+    if recipe.synthetic:
+        return replace(plan, base_model=None, base_model_terms=None, datasets=())
     if plan.base_model is None:
         if recipe.is_embedded:
             return plan

@@ -24,9 +24,15 @@ def entry_yaml(repo_id: str, entries: Sequence[Entry], publish: PublishPlan) -> 
     files are SAELens' own.
 
     Raises:
-        GatedError: an entry is malformed, or does not name its language model; or there is none.
+        GatedError: an entry is malformed, or does not name its language model; or there is none,
+            or it is of synthetic activations.
     """
     ordered = in_order(entries)
+    if any(map(facts.is_synthetic, ordered)):
+        raise GatedError(
+            f"{repo_id} holds SAEs of synthetic activations, and SAELens' directory lists those of "
+            "language models; name another repository."
+        )
     model = facts.text(ordered[0], "model")
     if model is None:
         raise GatedError(

@@ -182,6 +182,8 @@ def _tokens(part: str) -> Callable[[Entry], str]:
 
 
 def _context(entry: Entry) -> str:
+    if facts.is_synthetic(entry):
+        return ""
     prepended = facts.flag(entry, "training.prepend_bos")
     bos = {True: "BOS prepended", False: "no BOS prepended", None: "BOS: –"}[prepended]
     left_out = facts.flag(entry, "training.exclude_special_tokens")
@@ -223,5 +225,7 @@ _SETTINGS: dict[str, Callable[[Entry], str]] = {
     "seed": lambda entry: _count(entry, "training.seed"),
     "trained in": lambda entry: code(facts.text(entry, "training.dtype")),
     "evaluated on": _tokens("evaluation"),
-    "evaluation context": lambda entry: f"{_count(entry, 'evaluation.context_size')} tokens",
+    "evaluation context": lambda entry: (
+        "" if facts.is_synthetic(entry) else f"{_count(entry, 'evaluation.context_size')} tokens"
+    ),
 }
