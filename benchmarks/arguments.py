@@ -9,8 +9,13 @@ Shape = tuple[int, int, int]
 
 
 def add_protocol(parser: ArgumentParser) -> None:
-    """How to measure, and where the figures go."""
+    """How to measure, how often, and where the figures go."""
     parser.add_argument("--repeats", type=positive, default=7)
+    add_conditions(parser)
+
+
+def add_conditions(parser: ArgumentParser) -> None:
+    """How to measure, and where the figures go."""
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--beta1", type=float, default=0.0, help="Adam's β1; SAELens' default: 0.9")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

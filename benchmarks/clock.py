@@ -66,9 +66,9 @@ def mm_milliseconds(times: Times) -> float:
     return median(mm for cell in cells for mm in cell.mm_milliseconds)
 
 
-def product(workload: Workload) -> Callable[[Any], None]:
-    """The unit, mm: one dense float32 encoder product into memory that is already there."""
-    x_BN, W_enc_NM = workload.x_BN, workload.W_dec_MN.T.contiguous()
+def product(workload: Workload, dtype: torch.dtype = torch.float32) -> Callable[[Any], None]:
+    """One dense encoder product into memory that is already there; in float32 the unit, mm."""
+    x_BN, W_enc_NM = workload.x_BN.to(dtype), workload.W_dec_MN.to(dtype).T.contiguous()
     out_BM = x_BN.new_empty(len(x_BN), W_enc_NM.shape[1])
 
     def multiply(_: Any) -> None:
@@ -99,7 +99,7 @@ def parts(implementation: Implementation) -> list[Chain]:
         return chains
     apart: Chain = [
         ("forward", lambda _: training.loss()),
-        ("backward", lambda loss: loss.backward()),
+        ("backward", training.backward),
         ("optimizer", lambda _: training.optimize()),
     ]
     return [update(implementation), apart, *chains]

@@ -1,13 +1,15 @@
 """Peak memory of a training step above weights, gradients and optimizer state.
 
-Measured in a process of its own, since a high-water mark is the process's. Counted is the largest
-resident memory during `STEPS` updates, less what the process held after updates of the same
-implementation at a toy size (code, libraries), the batch, the shared weights that it was built
-from, the model's parameters, one gradient of each, and the optimizer's state. So what an
-implementation keeps from step to step counts, as do SAELens' two statistics of d_sae numbers.
+Counted is the most that is held during `STEPS` updates, less the model's parameters, one gradient of
+each, the optimizer's state, and what else was there. So what an implementation keeps from step to
+step counts, as do SAELens' two statistics of d_sae numbers.
 
-The mark is Linux' VmHWM, set back before the updates; where /proc does not let us, a thread reads
-the resident memory every millisecond. On a GPU: torch's own count of allocated memory.
+On a CPU it is resident memory, in a process of its own, since a high-water mark is the process's.
+What else was there is then the batch, the shared weights that the model was built from, and what the
+process held after updates of the same implementation at a toy size (code, libraries). The mark is
+Linux' VmHWM, set back before the updates; where /proc does not let us, a thread reads the resident
+memory every millisecond. On a GPU it is torch's own count of allocated memory, and what else was
+there is what was allocated before the model.
 """
 
 from __future__ import annotations
@@ -34,28 +36,37 @@ SAMPLING_SECONDS = 1e-3
 
 
 def working_megabytes(name: str, case: Case, threads: int) -> float | None:
-    """Peak of a step in MB, or None where neither /proc nor a GPU tells.
+    """Peak of a step on a CPU in MB, or None where /proc does not tell.
 
-    On a CPU this forks: call it before torch has computed anything in this process.
+    This forks, which saves the imports: call it before torch has computed anything in this process.
     """
-    if case.device == "cpu" and not PROCESS.exists():
+    if not PROCESS.exists():
         return None
-    # A fork saves the imports; CUDA does not survive one.
-    context = multiprocessing.get_context("fork" if case.device == "cpu" else "spawn")
+    context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, mp_context=context) as process:
         return process.submit(_measure, name, case, threads).result()
+
+
+def working_megabytes_of(training: Training, before: int, device: str) -> float:
+    """Peak of a step in MB, of a model that has been stepped before.
+
+    Args:
+        before: bytes that were held before the model was made.
+    """
+    peak = peak_bytes(lambda: _update(training, STEPS), device)
+    return round((peak - before - _owned(training)) / 1e6, 1)
 
 
 def _measure(name: str, case: Case, threads: int) -> float:
     torch.set_num_threads(threads)
     toy = replace(case, rows=256, d_in=64, d_sae=512, l0=4)
     _update(_trained(name, make(toy)), WARM_UP)
-    floor = _held(case.device)
+    libraries = held_bytes(case.device)
     workload = make(case)
     training = _trained(name, workload)
     _update(training, WARM_UP)
-    peak = _peak(lambda: _update(training, STEPS), case.device)
-    return round((peak - floor - _owned(training, workload)) / 1e6, 1)
+    shared = bytes_of((workload.x_BN, workload.W_dec_MN))
+    return working_megabytes_of(training, libraries + shared, case.device)
 
 
 def _trained(name: str, workload: Workload) -> Training:
@@ -69,19 +80,20 @@ def _update(training: Training, times: int) -> None:
         training.update()
 
 
-def _owned(training: Training, workload: Workload) -> int:
+def _owned(training: Training) -> int:
     parameters = list(training.model.parameters())
     state = [value for values in training.optimizer.state.values() for value in values.values()]
     tensors = (value for value in state if isinstance(value, Tensor))
-    shared = (workload.x_BN, workload.W_dec_MN)
-    return 2 * _bytes(parameters) + _bytes(tensors) + _bytes(shared)
+    return 2 * bytes_of(parameters) + bytes_of(tensors)
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Of their elements."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _held(device: str) -> int:
+def held_bytes(device: str) -> int:
+    """What the process, or on a GPU torch, holds now."""
     gc.collect()
     if device != "cpu":
         return torch.cuda.memory_allocated(device)
@@ -89,8 +101,9 @@ def _held(device: str) -> int:
     return _status("VmRSS")
 
 
-def _peak(run: Callable[[], None], device: str) -> int:
-    _held(device)
+def peak_bytes(run: Callable[[], None], device: str) -> int:
+    """The most that was held while something ran."""
+    held_bytes(device)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         run()

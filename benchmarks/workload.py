@@ -5,12 +5,15 @@ E‖x‖² = N, as SAELens scales activations. Decoder rows have norm 1, W_enc =
 threshold opens L0 gates a row on average: b_gate = −threshold, b_mag = −threshold / 2. Above half
 of the gates the threshold is negative, and gates that are open with f = 0 count too.
 
+Made on the device, some rows at a time: no array [B, M] is ever held. Each kind of device draws
+numbers of its own.
+
 Shapes: B rows, N d_in, M d_sae.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,12 +53,18 @@ class Workload:
     W_dec_MN: Tensor
     threshold: float
 
+    def without_weights(self) -> Workload:
+        """For who has copied them, and needs the memory."""
+        return replace(self, W_dec_MN=self.W_dec_MN.new_empty(0, self.case.d_in))
+
 
 def make(case: Case) -> Workload:
     """The same batch and weights every time."""
     torch.manual_seed(0)
-    W_dec_MN = torch.nn.functional.normalize(torch.randn(case.d_sae, case.d_in), dim=1)
-    frequency_M = 1 / (torch.arange(case.d_sae) + 50.0)[torch.randperm(case.d_sae)]
+    M, device = case.d_sae, case.device
+    W_dec_MN = torch.randn(M, case.d_in, device=device)
+    W_dec_MN /= W_dec_MN.norm(dim=1, keepdim=True)
+    frequency_M = 1 / (torch.arange(M, device=device) + 50.0)[torch.randperm(M, device=device)]
     blocks = frequency_M.expand(case.rows, -1).split(ROWS_AT_ONCE)
     x_BN = torch.cat([_sparse_sums(block, case.l0, W_dec_MN) for block in blocks])
     x_BN += NOISE * x_BN.std() * torch.randn_like(x_BN)
@@ -63,16 +72,12 @@ def make(case: Case) -> Workload:
     pre = (x_BN[:ROWS_AT_ONCE] @ W_dec_MN.T).flatten()
     open_gates = len(x_BN[:ROWS_AT_ONCE]) * case.l0
     threshold = pre.topk(open_gates + 1).values[-2:].mean().item()
-    return Workload(
-        case=case,
-        x_BN=x_BN.to(case.device),
-        W_dec_MN=W_dec_MN.to(case.device),
-        threshold=threshold,
-    )
+    return Workload(case=case, x_BN=x_BN, W_dec_MN=W_dec_MN, threshold=threshold)
 
 
 def _sparse_sums(frequency_BM: Tensor, l0: int, W_dec_MN: Tensor) -> Tensor:
     features = torch.multinomial(frequency_BM, l0)
-    strengths = 1 + torch.randn(features.shape).abs()
-    codes_BM = torch.zeros(frequency_BM.shape).scatter_(1, features, strengths)
-    return codes_BM @ W_dec_MN
+    strengths = 1 + torch.randn(features.shape, device=features.device).abs()
+    return torch.nn.functional.embedding_bag(
+        features, W_dec_MN, per_sample_weights=strengths, mode="sum"
+    )

@@ -6,7 +6,8 @@ Imports neither torch nor a peer, so that a command line is refused before eithe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,7 @@ class Training(NamedTuple):
     optimizer: Optimizer
     update: Callable[[], Any]
     loss: Callable[[], Tensor]
+    backward: Callable[[Tensor], None]
     optimize: Callable[[], Any]
     """Everything between `backward` and the next batch that touches the weights."""
 
@@ -55,7 +57,8 @@ class Source(NamedTuple):
     """What must be importable."""
 
     install: str
-    cpu_only: bool = False
+    device: str | None = None
+    """The only kind that it runs on, "cpu" or "cuda"."""
 
 
 _SAELENS = Source("saelens", "sae_lens", "pip install sae-lens")
@@ -63,6 +66,8 @@ _OURS = Source("ours", "gated_plugin", "pip install gated-plugin")
 
 PEERS = {
     "saelens": _SAELENS,
+    "saelens[tf32]": _SAELENS._replace(device="cuda"),
+    "saelens[autocast]": _SAELENS,
     "saelens_topk": _SAELENS,
     "saelens_topk_sparse": _SAELENS,
     "saelens_jumprelu": _SAELENS,
@@ -74,7 +79,8 @@ PEERS = {
 OURS = {
     "gated_plugin": _OURS,
     "gated_plugin:dense": _OURS,
-    "gated_plugin:numba": Source("ours", "numba", "pip install numba", cpu_only=True),
+    "gated_plugin:numba": Source("ours", "numba", "pip install numba", device="cpu"),
+    "gated_plugin:triton": Source("ours", "triton", "pip install triton", device="cuda"),
     "gated_plugin:torch": _OURS,
     "gated_plugin:encode_sparse": _OURS,
 }
@@ -84,8 +90,8 @@ SOURCES = PEERS | OURS
 def why_not(name: str, device: str) -> str | None:
     """Why an implementation cannot be measured here, with the next step; None if it can."""
     source = SOURCES[name]
-    if source.cpu_only and device != "cpu":
-        return f"{name} is skipped: it runs on a CPU; measure it with --device cpu."
+    if source.device not in (None, device.partition(":")[0]):
+        return f"{name} is skipped: measure it with --device {source.device}."
     try:
         import_module(source.needs)
     except ImportError as error:
@@ -98,3 +104,28 @@ def build(name: str, workload: Workload) -> Implementation:
     module = import_module(f"{__name__}.{SOURCES[name].module}")
     implementation: Implementation = module.build(name, workload)
     return implementation
+
+
+def within(
+    context: Callable[[], AbstractContextManager[None]], implementation: Implementation
+) -> Implementation:
+    """All calls of an implementation, each inside a context of its own."""
+
+    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            with context():
+                return call(*args)
+
+        return wrapped
+
+    encode, decode, activations = implementation.coding
+    training = implementation.training
+    if training is not None:
+        training = training._replace(
+            update=wrap(training.update),
+            loss=wrap(training.loss),
+            backward=wrap(training.backward),
+            optimize=wrap(training.optimize),
+        )
+    coding = Coding(wrap(encode), wrap(decode), activations)
+    return replace(implementation, coding=coding, training=training)

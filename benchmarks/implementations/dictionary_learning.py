@@ -48,6 +48,7 @@ def build(_name: str, workload: Workload) -> Implementation:
             trainer.optimizer,
             lambda: trainer.update(STEP, batch),
             lambda: trainer.loss(batch, STEP),
+            torch.Tensor.backward,
             optimize,
         ),
     )

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import TypeVar
-
-from typing_extensions import ParamSpec
-
-from benchmarks.implementations import Coding, Implementation, Training, saelens
+from benchmarks.implementations import Coding, Implementation, saelens, within
 from benchmarks.workload import Workload
 from gated_plugin.config import GatedTrainingSAEConfig
 from gated_plugin.engine.options import use
 from gated_plugin.training import GatedTrainingSAE
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def build(name: str, workload: Workload) -> Implementation:
@@ -28,28 +19,9 @@ def build(name: str, workload: Workload) -> Implementation:
         )
         return Implementation(coding=coding)
     impl = name.partition(":")[2] or "auto"
-    apart = saelens.training(sae, workload)
-    return Implementation(
-        coding=Coding(
-            _forced(lambda: sae.encode(workload.x_BN), impl),
-            _forced(sae.decode, impl),
-            lambda features: features,
-        ),
-        training=Training(
-            sae,
-            apart.optimizer,
-            _forced(apart.update, impl),
-            _forced(apart.loss, impl),
-            _forced(apart.optimize, impl),
-        ),
+    implementation = Implementation(
+        coding=Coding(lambda: sae.encode(workload.x_BN), sae.decode, lambda features: features),
+        training=saelens.training(sae, workload),
         served=lambda: f"{sae.engine_choice.impl}, screened {sae.engine_choice.screened}",
     )
-
-
-def _forced(call: Callable[P, R], impl: str) -> Callable[P, R]:
-    @wraps(call)
-    def forced(*args: P.args, **kwargs: P.kwargs) -> R:
-        with use(impl=impl):
-            return call(*args, **kwargs)
-
-    return forced
+    return within(lambda: use(impl=impl), implementation)

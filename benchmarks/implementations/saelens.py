@@ -1,8 +1,13 @@
-"""SAELens' own training SAEs, in SAELens' own trainer; neither is changed by our plugin."""
+"""SAELens' own training SAEs, in SAELens' own trainer; neither is changed by our plugin.
+
+`saelens[tf32]` is its gated SAE where torch may round the operands of float32 products to TF32,
+`saelens[autocast]` with `autocast=True` in its configuration: products in bfloat16.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,15 +18,25 @@ from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from benchmarks.implementations import Coding, Implementation, Training
+from benchmarks.implementations import Coding, Implementation, Training, within
+from benchmarks.units import tf32
 from benchmarks.workload import LEARNING_RATE, Case, Workload
 
 
 def build(name: str, workload: Workload) -> Implementation:
     """SAELens' gated, TopK or JumpReLU SAE with the workload's weights."""
-    sae = _ARCHITECTURES[name](workload)
+    architecture, _, precision = name.rstrip("]").partition("[")
+    sae = _ARCHITECTURES[architecture](workload)
+    autocast = precision == "autocast"
     coding = Coding(lambda: sae.encode(workload.x_BN), sae.decode, _activations)
-    return Implementation(coding=coding, training=training(sae, workload))
+    implementation = Implementation(coding=coding)
+    if autocast:
+        device = torch.device(workload.case.device).type
+        implementation = within(lambda: torch.autocast(device, torch.bfloat16), implementation)
+    implementation = replace(implementation, training=training(sae, workload, autocast=autocast))
+    if precision == "tf32":
+        return within(lambda: tf32(True), implementation)
+    return implementation
 
 
 def sizes(case: Case) -> dict[str, Any]:
@@ -43,7 +58,7 @@ def fill_gated(sae: TrainingSAE[Any], workload: Workload) -> None:
     fill(sae, workload, b_gate=-workload.threshold, b_mag=-workload.threshold / 2)
 
 
-def training(sae: TrainingSAE[Any], workload: Workload) -> Training:
+def training(sae: TrainingSAE[Any], workload: Workload, *, autocast: bool = False) -> Training:
     """`SAETrainer.step`, and its parts: what is left of it is SAELens' statistics."""
     case, batch = workload.case, workload.x_BN
     config = SAETrainerConfig(
@@ -53,6 +68,7 @@ def training(sae: TrainingSAE[Any], workload: Workload) -> Training:
         lr_end=LEARNING_RATE,
         adam_beta1=case.beta1,
         device=case.device,
+        autocast=autocast,
     )
     trainer: SAETrainer[Any, Any] = SAETrainer(config, sae, data_provider=iter(()))
 
@@ -64,14 +80,17 @@ def training(sae: TrainingSAE[Any], workload: Workload) -> Training:
             n_training_steps=trainer.n_training_steps,
             is_logging_step=False,
         )
-        return sae.training_forward_pass(step_input).loss
+        with trainer.autocast_if_enabled:
+            return sae.training_forward_pass(step_input).loss
 
     def optimize() -> None:
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
 
-    return Training(sae, trainer.optimizer, lambda: trainer.step(batch), loss, optimize)
+    return Training(
+        sae, trainer.optimizer, lambda: trainer.step(batch), loss, Tensor.backward, optimize
+    )
 
 
 def _gated(workload: Workload) -> TrainingSAE[Any]:

@@ -63,5 +63,12 @@ def build(_name: str, workload: Workload) -> Implementation:
             lambda encoded: coder.decode(encoded.top_acts, encoded.top_indices),
             lambda encoded: encoded.top_acts,
         ),
-        training=Training(coder, trainer.optimizer, trainer.update, trainer.loss, trainer.optimize),
+        training=Training(
+            coder,
+            trainer.optimizer,
+            trainer.update,
+            trainer.loss,
+            Tensor.backward,
+            trainer.optimize,
+        ),
     )
