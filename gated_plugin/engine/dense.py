@@ -8,6 +8,9 @@ Where an array [B, M] is large, features go tile by tile, and the backward pass 
 anew: an eighth product, for memory that does not grow with M. A tile adds to both decodes, and
 writes its own rows of the weights' gradients, once.
 
+Where W is bfloat16 beside float32 vectors, so are the operands of products, and what is between
+them is float32.
+
 Shapes: B rows, N d_in, M d_sae, F features of a tile.
 """
 
@@ -69,7 +72,7 @@ def dense_step(
         parameters = (*weights, b_dec_N)
         grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in parameters)
         compute = _Encoder(x_BN, weights, b_dec_N if centred else None, tiles)
-        features = CountedFeatures(features, compute, dtype=seen_BN.dtype, grad=grad)
+        features = CountedFeatures(features, compute, dtype=weights.b_gate_M.dtype, grad=grad)
     return DenseOutput(GatedLoss(*terms), x_hat, features)
 
 
@@ -112,16 +115,36 @@ def _part(weights: EncoderWeights, tile: slice) -> EncoderWeights:
 
 
 class _Memory:
-    """An array [B, F] that one tile after another is written to."""
+    """An array [B, F] that one tile after another is written to, in the type of the vectors."""
 
-    def __init__(self, B: int, tiles: list[slice], W_dec_MN: Tensor) -> None:
-        self.widest = ACTIVATIONS.take(W_dec_MN, (B, tiles[0].stop))
+    def __init__(self, B: int, tiles: list[slice], W_dec_MN: Tensor, dtype: torch.dtype) -> None:
+        shape = (B, tiles[0].stop)
+        if W_dec_MN.dtype == dtype:
+            self.widest = ACTIVATIONS.take(W_dec_MN, shape)
+        else:
+            self.widest = W_dec_MN.new_empty(shape, dtype=dtype)
 
     def of(self, tile: slice) -> Tensor:
         B, F = len(self.widest), tile.stop - tile.start
         if self.widest.shape[1] == F:
             return self.widest
         return self.widest.view(-1)[: B * F].view(B, F)
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """out ← left right, computed in the narrowest of their types."""
+    narrow = min((t.dtype for t in (left, right, out)), key=lambda dtype: dtype.itemsize)
+    if out.dtype == narrow:
+        return torch.mm(left.to(narrow), right.to(narrow), out=out)
+    return out.copy_(left.to(narrow) @ right.to(narrow))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total ← total + left right, the product in the type of `right`, the sum in that of `total`."""
+    if total.dtype == right.dtype:
+        torch.addmm(total, left, right, out=total)
+    else:
+        total += left.to(right.dtype) @ right
 
 
 def _activate(
@@ -134,7 +157,7 @@ def _activate(
 ) -> tuple[Tensor, Tensor]:
     """f and ReLU(π_gate) of a tile: [B, F] each."""
     part = _part(weights, tile)
-    pre_BF = torch.mm(seen_BN, part.W_enc_NM, out=gate.of(tile))
+    pre_BF = _product(seen_BN, part.W_enc_NM, gate.of(tile))
     activated: tuple[Tensor, Tensor] = operations.activate(pre_BF, part, features.of(tile))
     return activated
 
@@ -159,13 +182,14 @@ class _DenseStep(torch.autograd.Function):
     ) -> tuple[Tensor | FeatureCounts, ...]:
         B, weights = len(x_BN), EncoderWeights(W_enc_NM, b_gate_M, b_mag_M, r_mag_M)
         operations = operations_for(seen_BN, W_enc_NM)
-        memory = [_Memory(B, tiles, W_dec_MN) for _ in range(2)]
-        x_hat, frozen_error = (b_dec_N.repeat(B, 1) for _ in range(2))
-        penalty, totals = b_dec_N.new_zeros(()), Totals()
+        wide = b_gate_M.dtype
+        memory = [_Memory(B, tiles, W_dec_MN, wide) for _ in range(2)]
+        x_hat, frozen_error = (b_dec_N.to(wide).repeat(B, 1) for _ in range(2))
+        penalty, totals = b_gate_M.new_zeros(()), Totals()
         for tile in tiles:
             features, gate = _activate(operations, seen_BN, weights, tile, *memory)
-            torch.addmm(x_hat, features, W_dec_MN[tile], out=x_hat)
-            torch.addmm(frozen_error, gate, W_dec_MN[tile], out=frozen_error)
+            _add_product(x_hat, features, W_dec_MN[tile])
+            _add_product(frozen_error, gate, W_dec_MN[tile])
             penalty += gate.sum()
             if len(tiles) > 1:
                 totals.add(features)
@@ -203,14 +227,15 @@ class _DenseStep(torch.autograd.Function):
         penalty = float(ctx.l1 / B * or_zero(d_sparsity))
         d_W_enc_MN = GRADIENTS.take(W_enc_NM, W_enc_NM.T.shape)
         d_W_dec_MN = GRADIENTS.take(W_dec_MN, W_dec_MN.shape)
-        d_f, d_gate, *memory = (_Memory(B, ctx.tiles, W_dec_MN) for _ in range(2 if kept else 4))
+        kinds = (B, ctx.tiles, W_dec_MN, weights.b_gate_M.dtype)
+        d_f, d_gate, *memory = (_Memory(*kinds) for _ in range(2 if kept else 4))
         sums = []
         for tile in ctx.tiles:
             features, gate = kept or _activate(ctx.operations, seen_BN, weights, tile, *memory)
-            d_f_BF = torch.mm(d_x_hat, W_dec_MN[tile].T, out=d_f.of(tile))
+            d_f_BF = _product(d_x_hat, W_dec_MN[tile].T, d_f.of(tile))
             if d_features_BM is not None:
                 d_f_BF += d_features_BM
-            d_gate_BF = torch.mm(d_frozen, W_dec_MN[tile].T, out=d_gate.of(tile))
+            d_gate_BF = _product(d_frozen, W_dec_MN[tile].T, d_gate.of(tile))
             d_pre_BF, totals = ctx.operations.back_to_pre(
                 features,
                 gate,
@@ -220,13 +245,13 @@ class _DenseStep(torch.autograd.Function):
                 weights.b_mag_M[tile],
                 weights.r_mag_M[tile],
             )
-            torch.mm(d_pre_BF.T, seen_BN, out=d_W_enc_MN[tile])
-            torch.mm(features.T, d_x_hat, out=d_W_dec_MN[tile])
+            _product(d_pre_BF.T, seen_BN, d_W_enc_MN[tile])
+            _product(features.T, d_x_hat, d_W_dec_MN[tile])
             sums.append(totals)
         totals = DenseTotals(*(torch.cat(parts) for parts in zip(*sums, strict=True)))
         d_b_dec_N = d_x_hat.sum(0)
         if ctx.centred:
-            d_b_dec_N -= W_enc_NM @ totals.d_pre_M
+            d_b_dec_N -= W_enc_NM @ totals.d_pre_M.to(W_enc_NM.dtype)
         return (
             *(None,) * 5,
             d_W_enc_MN.T,

@@ -74,8 +74,7 @@ def gated_step(
         )
         on_support = StepFeatures(support.codes.with_values(values))
         return GatedStep(GatedLoss(*terms), x_hat, on_support, choice)
-    if choice.impl == "reference" or W_dec_MN.dtype != weights.b_gate_M.dtype:
-        choice = choice._replace(impl="reference", screened=False)
+    if choice.impl == "reference":
         seen_BN = x_BN - b_dec_N if centred else x_BN
         losses, x_hat, features = reference.step(seen_BN, x_BN, weights, W_dec_MN, b_dec_N, l1)
         return GatedStep(losses, x_hat, features, choice)

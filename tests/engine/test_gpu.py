@@ -15,7 +15,7 @@ from test_bound import assert_certain_gates_are_found, worst_share
 from test_step import WEIGHTS, assert_is, by, by_autograd, evaluate
 from torch import Tensor
 
-from gated_plugin.engine import gpu
+from gated_plugin.engine import dense, gpu
 from gated_plugin.engine.bound import tensor_core_bound
 from gated_plugin.engine.codes import SparseCodes
 from gated_plugin.engine.encode import encode
@@ -116,6 +116,24 @@ class TestHalfWeights:
             # Triton's interpreter cuts where a GPU rounds.
             tolerance = 1e-5 if found.dtype == torch.float32 else 2**-7.5
             assert relative_error(found.grad, expected.grad) < tolerance, name
+
+    @pytest.mark.parametrize("tile_bytes", [1 << 28, 400])
+    def test_dense_products_are_rounded_and_sums_are_not(self, monkeypatch, tile_bytes):
+        monkeypatch.setattr(dense, "WHOLE_BYTES", tile_bytes)
+        monkeypatch.setattr(dense, "TILE_BYTES", tile_bytes)
+        exact = of((33, 70, 131), 0.3, rounded=True)
+        p, found = exact.with_half_weights(), []
+        for problem_, impl in ((p, "dense"), (exact.to(torch.float64), "reference")):
+            given = (*problem_.weights, problem_.W_dec_MN, problem_.b_dec_N)
+            given = [t.detach().requires_grad_() for t in given]
+            weights = EncoderWeights(*given[:4])
+            made = gated_step(problem_.x_BN, weights, *given[4:], L1, centred=True, impl=impl)
+            sum(made.losses).backward()
+            assert made.choice.impl == impl
+            found.append([*made.losses, made.x_hat_BN, *(t.grad for t in given)])
+            assert [t.grad.dtype for t in given] == [t.dtype for t in given]
+        for half, true in zip(*found, strict=True):
+            assert relative_error(half, true) < 0.02
 
     def test_features_have_the_type_of_the_activations(self):
         p = of((33, 70, 131), 0.03, rounded=True).with_half_weights()
