@@ -23,6 +23,7 @@ SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10}
 """What one program can have, by compute capability."""
 
 FLOAT, HALF, LONG = "*fp32", "*bf16", "*i64"
+ITEM_BYTES = {FLOAT: 4, HALF: 2}
 
 
 class Compiled(NamedTuple):
@@ -58,16 +59,18 @@ def compiled(capability: int) -> Iterator[Compiled]:
     from gated_plugin.engine import gpu, gpu_weights
     from gated_plugin.engine.triton_kernels import gathers, search, weight_rows
 
-    stages = {"num_stages": gpu.stages_of((capability // 10, capability % 10))}
+    stages = {"num_stages": gpu.stages_in(SHARED_BYTES[capability])}
     rows = gpu_weights.blocks_of(D_IN)
     for name, W in (("fp32", FLOAT), ("bf16", HALF)):
+        panel = {"BLOCK_N": gpu.PANEL_BYTES // ITEM_BYTES[W]}
+        gathered, sampled = gpu.GATHERED | panel, gpu.SAMPLED | panel
         gather = [LONG, LONG, FLOAT, W, W, W]
-        yield _compile(gathers.sum_gathered, name, capability, gather, gpu.GATHERED)
+        yield _compile(gathers.sum_gathered, name, capability, gather, gathered)
         twice = [LONG, LONG, FLOAT, FLOAT, W, W, W, FLOAT, FLOAT, FLOAT]
-        yield _compile(gathers.decode_twice, name, capability, twice, gpu.GATHERED)
-        yield _compile(gathers.sample, name, capability, [LONG, LONG, W, W, FLOAT], gpu.SAMPLED)
+        yield _compile(gathers.decode_twice, name, capability, twice, gathered)
+        yield _compile(gathers.sample, name, capability, [LONG, LONG, W, W, FLOAT], sampled)
         twice = [LONG, LONG, FLOAT, FLOAT, W, FLOAT, FLOAT]
-        yield _compile(gathers.sample_twice, name, capability, twice, gpu.SAMPLED)
+        yield _compile(gathers.sample_twice, name, capability, twice, sampled)
         yield _compile(weight_rows.remove_parallel_rows, name, capability, [W, W], rows)
         yield _compile(weight_rows.normalise_rows, name, capability, [W], rows)
         for first in (False, True):

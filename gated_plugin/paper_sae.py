@@ -67,7 +67,7 @@ class PaperTrainingSAE(GatedBase, TrainingSAE[Any], ABC):
             NonFiniteLossError: NaN or infinity in the batch or in the loss.
         """
         self._before_step()
-        x = step_input.sae_in
+        x = step_input.sae_in.to(self.dtype)
         self._start_at(x)
         output = self._engine_step(x, step_input) if self._engine_trains(x) else None
         output = output or self._plain_step(x, step_input)

@@ -64,7 +64,7 @@ def dense_step(
         seen_BN: what the encoder sees: x − b_dec where it is `centred`, else x itself.
         l1: λ, for a squared error that is summed over N.
     """
-    tiles = tiles_of(len(x_BN), weights.W_enc_NM)
+    tiles = tiles_of(len(x_BN), weights.b_gate_M)
     *terms, x_hat, features = _DenseStep.apply(
         tiles, x_BN, seen_BN, l1, centred, *weights, W_dec_MN, b_dec_N
     )
@@ -76,9 +76,9 @@ def dense_step(
     return DenseOutput(GatedLoss(*terms), x_hat, features)
 
 
-def tiles_of(rows: int, W_enc_NM: Tensor) -> list[slice]:
-    """The features that are computed together."""
-    M, column_bytes = W_enc_NM.shape[1], rows * W_enc_NM.element_size()
+def tiles_of(rows: int, vector_M: Tensor) -> list[slice]:
+    """The features that are computed together, as many as one of the gate's vectors has."""
+    M, column_bytes = len(vector_M), rows * vector_M.element_size()
     F = M if M * column_bytes <= WHOLE_BYTES else max(1, TILE_BYTES // column_bytes)
     return [slice(first, min(M, first + F)) for first in range(0, M, F)]
 

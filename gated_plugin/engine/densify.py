@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gated_plugin.engine.codes import SparseCodes
-from gated_plugin.engine.dispatch import choose_for_codes, implementation, operations_for
+from gated_plugin.engine.dispatch import KERNELS, choose_for_codes, implementation, operations_for
 from gated_plugin.engine.first_order import first_order
 
 LOOKED_AT_ROWS = 32
@@ -34,7 +34,7 @@ def sparsify(features: Tensor, W_MN: Tensor) -> SparseCodes | None:
     some = flat[:: max(1, -(-len(flat) // LOOKED_AT_ROWS))]
     density = some.count_nonzero().item() / max(1, some.numel())
     impl = choose_for_codes(flat, W_MN, density, None)
-    if impl != "numba":
+    if impl not in KERNELS:
         return None
     codes: SparseCodes = implementation(impl).gather(flat)
     return codes.view(*features.shape)

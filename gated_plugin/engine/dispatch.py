@@ -17,12 +17,13 @@ from torch.nn import Parameter
 
 from gated_plugin.engine import plain
 from gated_plugin.engine.options import check_impl, options
-from gated_plugin.engine.products import screening_pays
+from gated_plugin.engine.products import gpu_rounds_float32_products, screening_pays
 from gated_plugin.engine.support import EncoderWeights, Support
 from gated_plugin.engine.triton_kernels import is_interpreted
 from gated_plugin.errors import GatedError
 
 DENSE = ("dense", "reference")
+KERNELS = ("numba", "triton")
 
 FEWEST_ROWS = 32
 """With fewer rows the dense product is bound by reading the weights, which nothing avoids."""
@@ -67,9 +68,10 @@ def choose_for_codes(values_K: Tensor, W_MN: Tensor, density: float, impl: str |
     if impl != "auto":
         _require_served(impl, values_K, W_MN)
         return impl
-    if not density <= DENSEST_ENCODE:
+    kernels = kernels_for(values_K, W_MN)
+    if not density <= (_densest_on_gpu(W_MN) if kernels == "triton" else DENSEST_ENCODE):
         return "dense"
-    return kernels_for(values_K, W_MN) or "torch"
+    return kernels or "torch"
 
 
 @torch.no_grad()
@@ -100,9 +102,13 @@ def choose(x_BN: Tensor, weights: EncoderWeights, impl: str | None, densest: flo
 
 def _densest_of(kernels: str | None, densest: float, x_BN: Tensor) -> float:
     if kernels == "triton":
-        rounded = x_BN.dtype == torch.bfloat16 or torch.backends.cuda.matmul.allow_tf32
-        return DENSEST_ON_TENSOR_CORES if rounded else DENSEST_ON_GPU
+        return _densest_on_gpu(x_BN)
     return DENSEST_PLAIN if kernels is None else densest
+
+
+def _densest_on_gpu(operand: Tensor) -> float:
+    on_tensor_cores = operand.dtype == torch.bfloat16 or gpu_rounds_float32_products()
+    return DENSEST_ON_TENSOR_CORES if on_tensor_cores else DENSEST_ON_GPU
 
 
 def sampled_density(x_BN: Tensor, weights: EncoderWeights) -> float:

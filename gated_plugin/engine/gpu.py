@@ -46,26 +46,34 @@ FUSED = {"enable_fp_fusion": True}
 """Sums of fused multiply-adds, whatever this Triton's default is."""
 
 SEARCH = FUSED | {"ROWS": 128, "FEATURES": 256, "INNER": 64, "GROUP": 32, "num_warps": 8}
-"""Two 64 × 256 accumulators a warpgroup; 48 KB of bfloat16 operands a stage."""
+"""A 64 × 256 accumulator for each of two warpgroups; 48 KB of bfloat16 operands a stage."""
+
+STAGE_BYTES, MOST_STAGES = 48 << 10, 4
 
 SEARCH_FLOAT32 = SEARCH | {"ROWS": 64, "FEATURES": 64, "INNER": 32}
 """Without tensor cores: what float32 operands and accumulators leave of the registers."""
 
 ROUNDED = FUSED | {"ROWS": 4, "BLOCK_N": 512, "num_warps": 4}
 MARKS = FUSED | {"ROWS": 1, "BLOCK_W": 512, "num_warps": 4}
-GATHERED = FUSED | {"SUMS": 1, "ENTRIES": 8, "BLOCK_N": 512, "num_warps": 4}
-"""Loads of 16 bytes a thread, of eight rows at once."""
 
-SAMPLED = FUSED | {"ENTRIES": 8, "BLOCK_N": 256, "num_warps": 4}
+PANEL_BYTES = 2048
+"""Of a row at a time: 16 bytes for each of 128 threads."""
 
+GATHERED = FUSED | {"SUMS": 1, "ENTRIES": 8, "num_warps": 4}
+"""Loads of eight rows at once."""
+
+SAMPLED = FUSED | {"ENTRIES": 8, "num_warps": 4}
 TOTALLED = FUSED | {"SUMS": 1, "ENTRIES": 128, "num_warps": 1}
 
 if is_interpreted():
     # Few programs, since each costs a millisecond; and blocks that small sizes fill more than once.
+    SEARCH |= {"ROWS": 16, "FEATURES": 128, "GROUP": 2}
+    SEARCH_FLOAT32 |= {"ROWS": 16, "FEATURES": 128, "GROUP": 2}
     ROUNDED |= {"ROWS": 64, "BLOCK_N": 64}
     MARKS |= {"ROWS": 16, "BLOCK_W": 4}
-    GATHERED |= {"SUMS": 32, "BLOCK_N": 64}
-    SAMPLED |= {"ENTRIES": 512, "BLOCK_N": 64}
+    PANEL_BYTES = 256
+    GATHERED |= {"SUMS": 32}
+    SAMPLED |= {"ENTRIES": 512}
     TOTALLED |= {"SUMS": 128, "ENTRIES": 8}
 
 
@@ -141,20 +149,28 @@ def _candidates(
 
 
 def _bound(n: int, x: _Operand, W: _Operand, screened: bool) -> Bound:
-    if not screened:
-        return float32_bound(n, x.norm, W.norm)
-    if options().screening == "unchecked":
+    if screened and options().screening == "unchecked":
         return unchecked_bound(x.norm, W.norm)
-    return tensor_core_bound(n, x.norm, x.residual, W.norm, W.residual)
+    if x.searched.dtype == torch.bfloat16:
+        return tensor_core_bound(n, x.norm, x.residual, W.norm, W.residual)
+    return float32_bound(n, x.norm, W.norm)
 
 
 def _stages(operand: Tensor) -> int:
-    return stages_of(torch.cuda.get_device_capability(operand.device)) if operand.is_cuda else 2
+    if not operand.is_cuda:
+        return 1
+    chip = torch.cuda.get_device_properties(operand.device)
+    return stages_in(chip.shared_memory_per_block_optin)  # type: ignore[attr-defined] # stub
 
 
-def stages_of(capability: tuple[int, int]) -> int:
+def stages_in(shared_bytes: int) -> int:
     """How many tiles' loads run ahead of the search's product: as many as shared memory holds."""
-    return {(8, 0): 3, (8, 7): 3}.get(capability, 4 if capability >= (9, 0) else 2)
+    return min(MOST_STAGES, shared_bytes // STAGE_BYTES)
+
+
+def _panel(vectors: Tensor) -> int:
+    """Columns that a program of the gathers deals with."""
+    return PANEL_BYTES // vectors.element_size()
 
 
 def decode(codes: SparseCodes, W_MN: Tensor, b_N: Tensor) -> Tensor:
@@ -177,14 +193,11 @@ def _sum_gathered(
     bias_N: Tensor,
     out_SN: Tensor,
 ) -> Tensor:
-    (S, N), vectors_RN = out_SN.shape, vectors_RN.contiguous()
-    operands = (starts, sources_K, values_K.contiguous(), vectors_RN, bias_N, out_SN)
-    launch(gathers.sum_gathered, _grid(S, N), *operands, S, N, **GATHERED)
+    (S, N), block = out_SN.shape, _panel(vectors_RN)
+    operands = (starts, sources_K, values_K.contiguous(), vectors_RN.contiguous(), bias_N, out_SN)
+    grid = (cdiv(S, GATHERED["SUMS"]), cdiv(N, block))
+    launch(gathers.sum_gathered, grid, *operands, S, N, BLOCK_N=block, **GATHERED)
     return out_SN
-
-
-def _grid(sums: int, N: int) -> tuple[int, int]:
-    return cdiv(sums, GATHERED["SUMS"]), cdiv(N, GATHERED["BLOCK_N"])
 
 
 def total_by_feature(by: ByFeature, values_K: Tensor) -> Tensor:
@@ -202,30 +215,32 @@ def sample(codes: SparseCodes, left_BN: Tensor, W_MN: Tensor) -> Tensor:
 
 
 def _sample(rows_K: Tensor, features_K: Tensor, left_BN: Tensor, W_MN: Tensor) -> Tensor:
-    K, N = len(features_K), W_MN.shape[1]
-    out = W_MN.new_empty(K, dtype=torch.float32)
-    operands = (rows_K, features_K, left_BN.contiguous(), W_MN.contiguous(), out)
-    launch(gathers.sample, (cdiv(K, SAMPLED["ENTRIES"]),), *operands, K, N, **SAMPLED)
-    return out
+    K, N, block = len(features_K), W_MN.shape[1], _panel(W_MN)
+    grid = (cdiv(K, SAMPLED["ENTRIES"]), cdiv(N, block))
+    out_PK = W_MN.new_empty(grid[1], K, dtype=torch.float32)
+    operands = (rows_K, features_K, left_BN.contiguous(), W_MN.contiguous(), out_PK)
+    launch(gathers.sample, grid, *operands, K, N, BLOCK_N=block, **SAMPLED)
+    return out_PK.sum(0)
 
 
 def step(support: Support, W_dec_MN: Tensor, b_dec_N: Tensor, x_BN: Tensor) -> StepTerms:
     """Both decodes and both errors in one pass over W_dec, both sampled products in another."""
     codes, (B, N), K = support.codes, x_BN.shape, len(support.gate_K)
     x_hat, error, frozen = x_BN.new_empty(3, B, N, dtype=torch.float32).unbind()
-    along_error, along_frozen = x_BN.new_empty(2, K, dtype=torch.float32).unbind()
-    W_MN = W_dec_MN.contiguous()
+    W_MN, block = W_dec_MN.contiguous(), _panel(W_dec_MN)
     launch(
-        gathers.decode_twice, _grid(B, N),
+        gathers.decode_twice, (cdiv(B, GATHERED["SUMS"]), cdiv(N, block)),
         codes.offsets, codes.features, codes.values, support.gate_K, W_MN, b_dec_N,
-        x_BN.contiguous(), x_hat, error, frozen, B, N, **GATHERED,
+        x_BN.contiguous(), x_hat, error, frozen, B, N, BLOCK_N=block, **GATHERED,
     )  # fmt: skip
+    grid = (cdiv(K, SAMPLED["ENTRIES"]), cdiv(N, block))
+    along_2PK = x_BN.new_empty(2, grid[1], K, dtype=torch.float32)
     launch(
-        gathers.sample_twice, (cdiv(K, SAMPLED["ENTRIES"]),),
-        codes.rows, codes.features, error, frozen, W_MN, along_error, along_frozen, K, N,
-        **SAMPLED,
+        gathers.sample_twice, grid,
+        codes.rows, codes.features, error, frozen, W_MN, *along_2PK, K, N,
+        BLOCK_N=block, **SAMPLED,
     )  # fmt: skip
-    return StepTerms(x_hat, error, frozen, along_error, along_frozen)
+    return StepTerms(x_hat, error, frozen, *along_2PK.sum(1))
 
 
 def sort_by_feature(codes: SparseCodes) -> ByFeature:

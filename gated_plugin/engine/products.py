@@ -62,6 +62,16 @@ def float32_products_are_rounded() -> bool:
     return matmul.fp32_precision in ("bf16", "tf32")
 
 
+def gpu_rounds_float32_products() -> bool:
+    """Whether the user lets torch round the operands of float32 products to TF32 on a GPU."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(
+        matmul, "fp32_precision"
+    ):  # since torch 2.9; `allow_tf32` then raises in some states
+        return matmul.fp32_precision == "tf32"
+    return matmul.allow_tf32
+
+
 def bound_of_product(
     n: int,
     screened: bool,
@@ -71,7 +81,7 @@ def bound_of_product(
     residual_F: Tensor,
 ) -> Bound:
     """What holds for the product that `screened` and torch's own settings lead to."""
-    if norm_B.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+    if norm_B.is_cuda and gpu_rounds_float32_products():
         return tf32_bound(n, norm_B, norm_F)
     if screened or float32_products_are_rounded():
         return bfloat16_bound(n, norm_B, residual_B, norm_F, residual_F)

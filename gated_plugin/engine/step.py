@@ -104,7 +104,7 @@ class _SparseStep(torch.autograd.Function):
         ctx.operations, ctx.l1, ctx.centred, ctx.shape = operations, l1, centred, codes.shape
         ctx.save_for_backward(
             seen_BN, W_enc_NM, r_mag_M, W_dec_MN, codes.offsets, codes.features, codes.values,
-            support.pre_K, *terms[1:],
+            support.pre_K, terms.error_BN, terms.along_error_K, terms.along_frozen_error_K,
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         return (
@@ -128,7 +128,7 @@ class _SparseStep(torch.autograd.Function):
         seen_BN, W_enc_NM, r_mag_M, W_dec_MN, offsets, features, values, pre_K, *terms = (
             ctx.saved_tensors
         )
-        error_BN, _, along_error_K, along_frozen_error_K = terms
+        error_BN, along_error_K, along_frozen_error_K = terms
         operations, B, W_enc_MN = ctx.operations, len(seen_BN), W_enc_NM.T
         codes = SparseCodes(offsets=offsets, features=features, values=values, shape=ctx.shape)
 

@@ -59,9 +59,9 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     if optimizer not in _prepared:
         _prepared[optimizer] = RowAdam(optimizer)
-    if args == (optimizer,) and not kwargs:
+    if args == (optimizer,) and not kwargs and not _is_scaled(optimizer):
         _prepared[optimizer].before_step(optimizer)
-    else:  # a closure has yet to compute the gradients
+    else:  # a closure has yet to compute the gradients, or they are a GradScaler's
         _prepared[optimizer].pay_all(optimizer)
 
 
@@ -118,6 +118,7 @@ class RowAdam:
             if group["fused"] is None and _may_be_fused(group):
                 group["fused"] = True
                 self.fused.append(place)
+                _move_step_counts(group, optimizer)
             for weight in group["params"]:
                 state = optimizer.state.get(weight)
                 if weight not in _ours or weight.grad is None or not state:
@@ -195,6 +196,19 @@ def _may_be_fused(group: dict[str, Any]) -> bool:
         and not group["differentiable"]
         and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
     )
+
+
+def _move_step_counts(group: dict[str, Any], optimizer: Optimizer) -> None:
+    """torch's fused kernel takes for granted that they are where the weights are."""
+    for weight in group["params"]:
+        state = optimizer.state.get(weight, {})
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].to(weight.device)
+
+
+def _is_scaled(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler leaves it to a fused optimizer to unscale gradients and skip infinite ones."""
+    return any(getattr(optimizer, name, None) is not None for name in ("grad_scale", "found_inf"))
 
 
 def _is_plain(group: dict[str, Any]) -> bool:

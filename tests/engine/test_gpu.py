@@ -144,8 +144,9 @@ class TestHalfWeights:
 
 @pytest.mark.parametrize("make", adversaries.values(), ids=adversaries.keys())
 class TestGatesAtTheirThreshold:
-    def test_every_certain_gate_is_found(self, make):
-        assert_certain_gates_are_found(make, gpu, screened=True, sizes=[(33, 64, 131)])
+    @pytest.mark.parametrize("screened", [True, False])
+    def test_every_certain_gate_is_found(self, make, screened):
+        assert_certain_gates_are_found(make, gpu, screened=screened, sizes=[(33, 64, 131)])
 
     def test_a_product_of_tensor_cores_is_within_its_bound(self, make):
         x, w = make((48, 64, 131))
@@ -215,6 +216,30 @@ def test_operands_are_rounded_as_torch_rounds_and_their_norms_are_true():
     norm, residual = operand.double().norm(dim=1), (operand - near.double()).norm(dim=1)
     assert relative_error(found.norm.cpu() / norm, torch.ones(66)) < 1e-5
     assert ((found.residual.cpu() - residual).abs() <= 1e-5 * residual + 1e-20).all()
+
+
+def test_how_the_operands_lie_in_memory_does_not_matter():
+    p = of((33, 70, 131), 0.3)
+    wide = torch.cat([p.W_dec_MN, p.W_dec_MN], dim=1)
+    moved = Problem(
+        p.x_BN.T.contiguous().T,
+        p.weights._replace(W_enc_NM=p.weights.W_enc_NM.contiguous()),
+        wide[:, :70],
+        p.b_dec_N,
+        p.centred,
+    )
+    found, expected = (evaluate(q, by("triton", False), ("all",)) for q in (moved, p))
+    for one, other in zip(found, expected, strict=True):
+        assert {key for key in one if not torch.equal(one[key], other[key])} == set()
+    codes = SparseCodes.from_dense(torch.rand(33, 131, device=DEVICE))
+    strided = codes.values.repeat_interleave(2)[::2]
+    left = p.x_BN.T.contiguous().T
+    for operation in (
+        lambda codes, x: gpu.decode(codes, p.W_dec_MN, p.b_dec_N),
+        lambda codes, x: gpu.sample(codes, x, p.W_dec_MN),
+        lambda codes, x: gpu.total_by_feature(gpu.sort_by_feature(codes), codes.values),
+    ):
+        assert torch.equal(operation(codes.with_values(strided), left), operation(codes, p.x_BN))
 
 
 def test_a_step_leaves_its_operands_as_they_were():

@@ -16,7 +16,7 @@ from problems import problem, relative_error
 from torch import Tensor
 from torch.optim import Adam
 
-from gated_plugin.engine import dispatch
+from gated_plugin.engine import dispatch, gpu
 from gated_plugin.engine.encode import encode
 from gated_plugin.errors import GatedError
 
@@ -35,10 +35,10 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tf32() -> Iterator[None]:
     """Lets torch round the operands of float32 products on a GPU."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
     yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    torch.set_float32_matmul_precision(before)
 
 
 def test_float32_on_a_cpu_is_not_for_triton():
@@ -70,11 +70,28 @@ def test_where_tensor_cores_multiply_float32_dense_products_serve_sooner(as_on_g
     assert encode(p.x_BN, p.weights)[1].impl == "dense"
 
 
+def test_what_is_encoded_dense_is_decoded_on_its_support(as_on_gpu, monkeypatch):
+    calls, sae, x = [], inference_sae(), sparse_problem().x_BN
+    decode = gpu.decode
+    monkeypatch.setattr(gpu, "decode", lambda *given: calls.append(given) or decode(*given))
+    with torch.no_grad():
+        features = sae.encode(x)
+        found = sae.decode(features)
+    assert len(calls) == 1
+    assert relative_error(found, features @ sae.W_dec + sae.b_dec) < 1e-5
+
+
+def test_the_search_runs_as_deep_as_shared_memory_allows():
+    by_chip = {"H200": 227, "A100": 163, "RTX 4090": 99, "RTX 5090": 99}
+    stages = {chip: gpu.stages_in(kilobytes << 10) for chip, kilobytes in by_chip.items()}
+    assert stages == {"H200": 4, "A100": 3, "RTX 4090": 2, "RTX 5090": 2}
+
+
 def trained(sae, x: Tensor) -> list[float]:
-    """The losses of three steps, by the engine that serves."""
+    """The losses of two steps, by the engine that serves."""
     optimizer, losses = Adam(sae.parameters(), lr=1e-3, betas=(0.0, 0.999)), []
-    for _ in range(3):
-        output = step(sae, x.to(sae.dtype))
+    for _ in range(2):
+        output = step(sae, x)
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -96,10 +113,11 @@ def test_a_float32_sae_trains_as_by_the_kernels_of_the_cpu(request):
         assert relative_error(weight, on_cpu.get_parameter(name)) < 1e-4, name
 
 
-def test_a_bfloat16_sae_trains_and_encodes_on_its_support(as_on_gpu, monkeypatch):
-    monkeypatch.setattr(dispatch, "DENSEST_ON_TENSOR_CORES", 0.05)
+def test_a_bfloat16_sae_trains_and_encodes_on_its_support(request, monkeypatch):
     x = sparse_problem().x_BN
     losses = trained(training_sae(), x)
+    request.getfixturevalue("as_on_gpu")
+    monkeypatch.setattr(dispatch, "DENSEST_ON_TENSOR_CORES", 0.05)
     sae = training_sae().to(torch.bfloat16)
     assert trained(sae, x) == pytest.approx(losses, rel=0.03)
     assert sae.engine_choice.impl == "triton"
@@ -136,4 +154,4 @@ def test_every_kernel_compiles_for_a_chip_spills_next_to_nothing_and_fits(tmp_pa
     assert {k["kernel"] for k in kernels if k["spilled_bytes"] > 16} == set()
     assert max(k["shared_bytes"] for k in kernels) <= SHARED_BYTES[capability]
     products = {k["weights"]: k["product"] for k in kernels if k["kernel"] == "mark_candidates"}
-    assert products["bf16"] == {80: "mma.sync", 90: "wgmma"}[capability]
+    assert products == {"fp32": "–", "bf16": {80: "mma.sync", 90: "wgmma"}[capability]}

@@ -54,6 +54,20 @@ def hastened(**options):
     return weights, Adam(weights, lr=0.01, **options)
 
 
+def test_a_gradient_that_a_grad_scaler_leaves_to_a_fused_adam_is_left_to_it():
+    weights, optimizer = hastened(fused=True)
+    before = [weight.detach().clone() for weight in weights]
+    row_sparse_gradients(weights, 1)
+    optimizer.step()
+    row_sparse_gradients(weights, 2)
+    weights[0].grad[3, 3] = torch.inf
+    moved = [weight.detach().clone() for weight in weights]
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(1.0)
+    optimizer.step()
+    assert not any(torch.equal(w, b) for w, b in zip(moved, before, strict=True))
+    assert all(torch.equal(w, m) for w, m in zip(weights, moved, strict=True))
+
+
 def apart(left, right) -> float:
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(left, right, strict=True))
 

@@ -100,39 +100,40 @@ def _entries(begin, end, first, ENTRIES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["K"])
 def sample(
-    rows_K, features_K, left_BN, W_MN, out_K, K, N, ENTRIES: tl.constexpr, BLOCK_N: tl.constexpr
+    rows_K, features_K, left_BN, W_MN, out_PK, K, N, ENTRIES: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """out ← left[row] · W[feature]."""
-    k = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
-    row = tl.load(rows_K + k, mask=k < K, other=0)
-    feature = tl.load(features_K + k, mask=k < K, other=0)
-    total = tl.zeros([ENTRIES, BLOCK_N], tl.float32)
-    for first in range(0, N, BLOCK_N):
-        n = first + tl.arange(0, BLOCK_N)
-        where = (k < K)[:, None] & (n < N)[None, :]
-        left = tl.load(left_BN + row[:, None] * N + n[None, :], mask=where, other=0)
-        w = tl.load(W_MN + feature[:, None] * N + n[None, :], mask=where, other=0)
-        total += left.to(tl.float32) * w.to(tl.float32)
-    tl.store(out_K + k, tl.sum(total, 1), mask=k < K)
+    """out ← left[row] · W[feature], a panel of columns a program; the panels are added afterwards.
+
+    Programs go through one panel before the next: what is used often of it stays in L2.
+    """
+    k, at_left, at_W, there = _panel(rows_K, features_K, K, N, ENTRIES, BLOCK_N)
+    left = tl.load(left_BN + at_left, mask=there, other=0).to(tl.float32)
+    w = tl.load(W_MN + at_W, mask=there, other=0).to(tl.float32)
+    into = tl.program_id(1).to(tl.int64) * K + k
+    tl.store(out_PK + into, tl.sum(left * w, 1), mask=k < K)
 
 
 @triton.jit(do_not_specialize=["K"])
 def sample_twice(
-    rows_K, features_K, left_BN, other_BN, W_MN, out_K, other_out_K, K, N,
+    rows_K, features_K, left_BN, other_BN, W_MN, out_PK, other_out_PK, K, N,
     ENTRIES: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """`sample` with two left sides, and one read of W's rows."""
+    k, at_left, at_W, there = _panel(rows_K, features_K, K, N, ENTRIES, BLOCK_N)
+    w = tl.load(W_MN + at_W, mask=there, other=0).to(tl.float32)
+    left = tl.load(left_BN + at_left, mask=there, other=0)
+    other = tl.load(other_BN + at_left, mask=there, other=0)
+    into = tl.program_id(1).to(tl.int64) * K + k
+    tl.store(out_PK + into, tl.sum(left * w, 1), mask=k < K)
+    tl.store(other_out_PK + into, tl.sum(other * w, 1), mask=k < K)
+
+
+@triton.jit
+def _panel(rows_K, features_K, K, N, ENTRIES: tl.constexpr, BLOCK_N: tl.constexpr):
+    """This program's entries, where its columns of both operands are, and which there are."""
     k = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.load(rows_K + k, mask=k < K, other=0)
     feature = tl.load(features_K + k, mask=k < K, other=0)
-    total = tl.zeros([ENTRIES, BLOCK_N], tl.float32)
-    other_total = tl.zeros([ENTRIES, BLOCK_N], tl.float32)
-    for first in range(0, N, BLOCK_N):
-        n = first + tl.arange(0, BLOCK_N)
-        where = (k < K)[:, None] & (n < N)[None, :]
-        w = tl.load(W_MN + feature[:, None] * N + n[None, :], mask=where, other=0).to(tl.float32)
-        at = row[:, None] * N + n[None, :]
-        total += tl.load(left_BN + at, mask=where, other=0) * w
-        other_total += tl.load(other_BN + at, mask=where, other=0) * w
-    tl.store(out_K + k, tl.sum(total, 1), mask=k < K)
-    tl.store(other_out_K + k, tl.sum(other_total, 1), mask=k < K)
+    at_left, at_W = row[:, None] * N + n[None, :], feature[:, None] * N + n[None, :]
+    return k, at_left, at_W, (k < K)[:, None] & (n < N)[None, :]

@@ -32,8 +32,10 @@ def normalise_rows(W_MN, M, N, ROWS: tl.constexpr, BLOCK_N: tl.constexpr):
     w = tl.load(W_MN + at, mask=there, other=0).to(tl.float32)
     square = tl.sum(w * w, 1)
     is_off = (square > 0) & (tl.abs(square - 1) > UNIT)
-    w = tl.div_rn(w, tl.sqrt_rn(tl.where(is_off, square, 1.0))[:, None])
-    tl.store(W_MN + at, w.to(W_MN.dtype.element_ty), mask=there & is_off[:, None])
+    unit = tl.div_rn(w, tl.sqrt_rn(tl.where(is_off, square, 1.0))[:, None])
+    unit = unit.to(W_MN.dtype.element_ty)
+    changes = is_off & (tl.max((unit.to(tl.float32) != w).to(tl.int32), 1) > 0)
+    tl.store(W_MN + at, unit, mask=there & changes[:, None])
 
 
 @triton.jit(do_not_specialize=["step"])
