@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
@@ -17,9 +18,34 @@ def add_protocol(parser: ArgumentParser) -> None:
 def add_conditions(parser: ArgumentParser) -> None:
     """How to measure, and where the figures go."""
     parser.add_argument("--threads", type=positive, default=2)
-    parser.add_argument("--beta1", type=float, default=0.0, help="Adam's β1; SAELens' default: 0.9")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, help="write every raw time and the conditions here")
+    parser.add_argument(
+        "--beta1", type=float, default=0.0, help="Adam's β1: 0, the paper's, by default"
+    )
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=new_file, help="write all figures and the conditions here")
+
+
+def device(text: str) -> str:
+    """cpu, cuda or cuda:NUMBER."""
+    if text.split(":")[0] not in ("cpu", "cuda"):
+        raise ArgumentTypeError(f"{text!r} is neither cpu nor cuda")
+    return text
+
+
+def require_device(device: str) -> None:
+    """Leave with a sentence where torch finds no such GPU."""
+    import torch
+
+    if device != "cpu" and not torch.cuda.is_available():
+        sys.exit("torch finds no GPU here; leave out --device, or run this where there is one.")
+
+
+def new_file(text: str) -> Path:
+    """A file in a folder that exists: what took hours is not lost at its end."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise ArgumentTypeError(f"{path.parent} is no folder; make it first")
+    return path
 
 
 def shape(text: str) -> Shape:

@@ -13,7 +13,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.arguments import add_conditions, positive, shape
+from benchmarks.arguments import add_conditions, positive, require_device, shape
 
 
 def arguments() -> Namespace:
@@ -31,6 +31,7 @@ def arguments() -> Namespace:
 def main() -> None:
     asked = arguments()
     machine.restart_with_passive_threads()
+    require_device(asked.device)
     idle_before = machine.idle_check()
     from benchmarks import memory_by_part  # loads torch, which may only be done once restarted
     from benchmarks.workload import Case

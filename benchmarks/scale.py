@@ -15,6 +15,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine, scale_report
+from benchmarks.arguments import device, new_file, require_device
 from benchmarks.watch import Part, run
 from gated_plugin.hub.local import LocalHub
 from gated_plugin.runs import Run, read_json, write_json
@@ -37,7 +39,7 @@ SETTINGS = {
     "lr": "3e-4",
     "lr_warm_up_steps": "4",
     "sae.paper_lambda": "0.003",
-    "sae.resampling": '"off"',
+    "sae.resampling": "off",
     "sae.resample_steps": "[]",
     "publish.license": "mit",
 }
@@ -191,11 +193,11 @@ def parsed(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=512, help="Tokens in a step.")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--eval-tokens", type=int, default=8192)
-    parser.add_argument("--device", help="A GPU where there is one, by default.")
+    parser.add_argument("--device", type=device, help="A GPU where there is one, by default.")
     parser.add_argument("--dir", type=Path, default=Path("runs"), help="For the big files.")
     parser.add_argument("--keep", action="store_true", help="Leave the big files there.")
-    parser.add_argument("--json", type=Path, help="Write the figures there.")
-    parser.add_argument("--report", type=Path, help="Write the report there.")
+    parser.add_argument("--json", type=new_file, help="Write the figures there.")
+    parser.add_argument("--report", type=new_file, help="Write the report there.")
     return parser.parse_args(given)
 
 
@@ -205,8 +207,10 @@ def main(given: list[str] | None = None) -> None:
     free = shutil.disk_usage(arguments.dir).free
     arguments.d_sae = arguments.d_sae or width(available_memory(), free)
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    require_device(arguments.device)
     about = {"machine": machine.facts(arguments.device), "idle_check": machine.idle_check()}
     scratch = Path(mkdtemp(prefix="scale-", dir=arguments.dir))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
     try:
         with LocalHub(scratch / "hub") as hub:
             path = Path7B(scratch, arguments, hub)

@@ -36,7 +36,7 @@ Training took {steps} steps of {batch} rows. It was killed (SIGKILL) when step {
 logged, and went on from the checkpoint of step {checkpoint}. Memory is that of each process at its
 largest (VmHWM), with what torch and SAELens take to import ({imports} MB) and with pages of mapped
 files, which the system may take back. To load, `gated_plugin.load` took {ours} MB at the most and
-plain SAELens {theirs} MB.
+plain SAELens {theirs} MB, since it maps the file: the weights come to memory when they are used.
 
 """
 TAIL = """

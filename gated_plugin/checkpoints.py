@@ -70,11 +70,17 @@ def load(checkpoint: Path, trainer: SAETrainer[Any, Any], stream: ActivationStre
         stream.seek(**progress["stream"])
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise GatedError(
-            f"The checkpoint {checkpoint} cannot be read ({type(error).__name__}); restore it from "
-            "a copy, or delete that folder and give the same command again, which starts anew."
+            f"The checkpoint {checkpoint} cannot be read ({_reason(error)}); restore it from a copy, "
+            "or delete that folder and give the same command again, which starts anew."
         ) from error
     torch.set_rng_state(random_states.pop("cpu"))
     torch.cuda.set_rng_state_all([random_states[name] for name in sorted(random_states)])
+
+
+def _reason(error: Exception) -> str:
+    """Its first line, without a full stop; its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def delete(run: Run) -> None:

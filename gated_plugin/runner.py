@@ -21,6 +21,7 @@ from gated_plugin.activations import ActivationStream, TextStream
 from gated_plugin.baseline import as_gated
 from gated_plugin.dictionaries import WEIGHTS
 from gated_plugin.engine import options as engine
+from gated_plugin.engine.dispatch import require_served
 from gated_plugin.environment import environment
 from gated_plugin.errors import GatedError, Interrupted
 from gated_plugin.paper_sae import PaperTrainingSAE
@@ -80,6 +81,7 @@ def train(
         return run
     stream = open_stream(recipe)
     trainer = new_trainer(recipe, stream)
+    require_served(recipe.engine.impl, trainer.sae.W_enc)
     if checkpoints.latest(run) is None:
         prepare(trainer, stream, recipe)
         write_start(run, recipe)

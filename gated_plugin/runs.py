@@ -83,8 +83,11 @@ class Run:
             lock.release()
 
     @contextmanager
-    def writing(self, what: str) -> Iterator[None]:
-        """Within the block, training writes `what`.
+    def writing(self, what: str, again: str | None = None) -> Iterator[None]:
+        """Within the block `what` is written.
+
+        Args:
+            again: the command that writes it again; by default what continues the training.
 
         Raises:
             GatedError: the disk is full or fails; it says how to go on.
@@ -96,10 +99,11 @@ class Run:
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             remedy = "mend that" if getattr(error, "errno", ENOSPC) not in NO_ROOM else "make room"
-            again = f"`{self.command}`" if self.recipe.exists() else "give the same command again"
+            goes_on = f"`{again or self.command}`"
+            goes_on = goes_on if self.recipe.exists() else "give the same command again"
             raise GatedError(
                 f"{what} could not be written ({reason}); what was saved before is kept: {remedy}, "
-                f"then {again}."
+                f"then {goes_on}."
             ) from error
 
     @property

@@ -1,7 +1,7 @@
 """YAML as a person reads it: what the format would quietly turn into something else is refused.
 
 By YAML 1.1, `0100` is 64, `1:30` is 90, of a name that occurs twice the last one counts, and nine
-lines of aliases stand for a billion values.
+lines of aliases stand for a billion values. `off` and `no` are texts here, as in YAML 1.2.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ MOST_VALUES = 100_000
 LONGEST_NUMBER = 40
 """Characters."""
 
+_TRUTH, _TEXT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _OF_OTHER_BASE = re.compile(r"[-+]?0[0-7_]+|.*:.*")
 """Octal without an o, and base 60."""
@@ -83,6 +84,8 @@ class _Check:
                 seen.add(name.value)
 
     def _scalar(self, node: yaml.ScalarNode) -> None:
+        if node.tag == _TRUTH and node.value.lower() in ("on", "off", "yes", "no"):
+            node.tag = _TEXT
         if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
             _refuse(f"a number has {len(node.value):,} characters", node)
         if node.tag in _NUMBERS and _OF_OTHER_BASE.fullmatch(node.value):

@@ -13,11 +13,14 @@ from typing import NamedTuple
 import pytest
 from full_disk import full_disk
 from run_results import fingerprint
+from safetensors import SafetensorError
 
 from gated_plugin.errors import GatedError
 from gated_plugin.recipes import Recipe
 from gated_plugin.runner import train
 from gated_plugin.runs import Run
+from gated_plugin.science import evaluation
+from gated_plugin.science.evaluation import evaluate
 
 SEED = 3
 RANDOM_PLACES = 50 if os.environ.get("GATED_FAULTS") == "all" else 3
@@ -93,3 +96,30 @@ def test_after_a_full_disk_the_run_goes_on_bit_for_bit(
     sentence(recipe, out, 0)
     train(recipe, out, resume=Run(out).recipe.exists(), checkpoint_every=EVERY, quiet=True)
     assert fingerprint(out) == untroubled.result
+
+
+def test_an_evaluation_on_a_full_disk_is_one_sentence_and_done_again(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    run = train(recipe, tmp_path / "run", quiet=True)
+    with pytest.raises(GatedError) as caught, full_disk(0, run.path):
+        evaluate(run, recipe, quiet=True)
+    assert str(caught.value).startswith("The evaluation could not be written (")
+    assert str(caught.value).endswith(f"make room, then `gated-hub eval {run.path}`.")
+    assert not run.evaluation.exists()
+    assert not list(run.path.rglob("*.unfinished"))
+    assert evaluate(run, recipe, quiet=True).l0 > 0
+
+
+def test_so_is_one_of_which_safetensors_finds_the_disk_full(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    run = train(recipe, tmp_path / "run", quiet=True)
+    monkeypatch.setattr(evaluation, "save_file", full)
+    with pytest.raises(
+        GatedError, match=r"^The evaluation could not .* make room, then `gated-hub"
+    ):
+        evaluate(run, recipe, quiet=True)

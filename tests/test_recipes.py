@@ -122,7 +122,7 @@ def test_no_value_of_a_wrong_type_gets_into_the_learning_rate(tiny: Path, value:
         ("lr={a: 1}", "lr is {'a': 1}"),
         ("lr=.nan", "lr is nan"),
         ("training_tokens=1.5", "training_tokens is 1.5"),
-        ("training_tokens=yes", "training_tokens is True"),
+        ("training_tokens=yes", "training_tokens is 'yes'"),
         ("streaming=maybe", "streaming is 'maybe'"),
         ("seqpos_slice=5", "seqpos_slice is 5"),
         ("sae.d_in=wide", "sae.d_in is 'wide'"),

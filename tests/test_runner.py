@@ -100,6 +100,16 @@ def test_the_folder_of_a_run_that_could_not_begin_is_free_for_the_mended_one(
     assert train(Recipe.load(tiny), out, quiet=True).is_trained
 
 
+def test_an_engine_that_cannot_serve_is_refused_before_there_is_a_folder(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    recipe = Recipe.load(tiny, ["engine.impl=triton"])
+    with pytest.raises(GatedError, match="impl='triton' computes"):
+        train(recipe, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "normalization", ["none", "expected_average_only_in", "covariance_whitening", "layer_norm"]
 )

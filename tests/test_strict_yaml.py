@@ -105,3 +105,8 @@ def test_what_a_person_would_misread_or_a_machine_choke_on_is_refused(
     text: str, reason: str
 ) -> None:
     assert reason in refusal(text)
+
+
+@pytest.mark.parametrize("word", ["on", "off", "yes", "No"])
+def test_words_that_yaml_1_1_took_for_truth_are_texts(word):
+    assert strict_yaml(f"{word}: {word}") == {word: word}

@@ -54,7 +54,10 @@ def train(
     resume: Annotated[bool, typer.Option(help="Continue the run in --out.")] = False,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps between checkpoints; a hundredth of the run by default."),
+        typer.Option(
+            min=1,
+            help="Steps between checkpoints; a hundredth of the run, at least 100, by default.",
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -66,7 +66,7 @@ def choose_for_codes(values_K: Tensor, W_MN: Tensor, density: float, impl: str |
     impl = impl or options().impl
     check_impl(impl)
     if impl != "auto":
-        _require_served(impl, values_K, W_MN)
+        require_served(impl, values_K, W_MN)
         return impl
     kernels = kernels_for(values_K, W_MN)
     if not density <= (_densest_on_gpu(W_MN) if kernels == "triton" else DENSEST_ENCODE):
@@ -96,7 +96,7 @@ def choose(x_BN: Tensor, weights: EncoderWeights, impl: str | None, densest: flo
         if not density <= _densest_of(kernels, densest, x_BN):
             return Choice("dense", False, density)
         impl = kernels or "torch"
-    _require_served(impl, x_BN, weights.W_enc_NM)
+    require_served(impl, x_BN, weights.W_enc_NM)
     return Choice(impl, _screened(impl, x_BN), density)
 
 
@@ -177,9 +177,11 @@ def kernels_for(*tensors: Tensor) -> str | None:
     return "triton" if _has("triton") and _are_on_new_gpu(*tensors) else None
 
 
-def _require_served(impl: str, *tensors: Tensor) -> None:
-    if impl == "torch" or not _has(impl):
-        return  # `implementation` says what is not installed
+def require_served(impl: str, *tensors: Tensor) -> None:
+    """Raise `GatedError` where `impl` cannot compute with these tensors."""
+    if impl in ("auto", "torch", *DENSE):
+        return
+    implementation(impl)
     kinds = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
     if impl == "numba" and not _are_float32_on_cpu(*tensors):
         raise GatedError(

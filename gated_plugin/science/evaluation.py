@@ -135,8 +135,9 @@ def load_sae(run: Run) -> SAE[Any]:
 
 
 def _write(run: Run, measured: Measurement) -> None:
-    with beside(run.features) as unfinished:
-        save_file(measured.features, unfinished)
-    with beside(run.activations) as unfinished:
-        save_file({"activations": measured.activations}, unfinished)
-    write_json(run.evaluation, asdict(measured.evaluation))
+    with run.writing("The evaluation", f"gated-hub eval {run.path}"):
+        with beside(run.features) as unfinished:
+            save_file(measured.features, unfinished)
+        with beside(run.activations) as unfinished:
+            save_file({"activations": measured.activations}, unfinished)
+        write_json(run.evaluation, asdict(measured.evaluation))
