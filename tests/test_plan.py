@@ -19,8 +19,8 @@ from gated_plugin import quickstart
 from gated_plugin.engine.step import gated_step
 from gated_plugin.engine.support import EncoderWeights
 from gated_plugin.errors import GatedError
-from gated_plugin.plan import RunPlan, plan, plan_all
-from gated_plugin.plan.devices import GPUS
+from gated_plugin.plan import RunPlan, devices, plan, plan_all
+from gated_plugin.plan.devices import GPUS, Device
 from gated_plugin.plan.language_models import KNOWN, language_model
 from gated_plugin.plan.shape import OURS
 from gated_plugin.plan.work import DENSE_PRODUCTS, OTHER_PRODUCTS
@@ -33,6 +33,17 @@ ON_THE_HUB = {
 """Parameters as the Hub's pages of these models give them, norms and biases among them."""
 
 GEMMA = "gemma-7b/resid-20-lambda-0.0005"
+
+
+def sizes(rows: int, d_in: int, d_sae: int, l0: int) -> list[str]:
+    """Overrides of `tiny`."""
+    return [
+        f"train_batch_size_tokens={rows}",
+        f"sae.d_in={d_in}",
+        f"sae.d_sae={d_sae}",
+        f"sae.target_l0={l0}",
+        "training_tokens=4096",
+    ]
 
 
 def part(found: RunPlan, name: str) -> Any:
@@ -110,9 +121,9 @@ def test_every_architecture_can_be_planned(tiny: Path, tmp_path: Path, architect
 def test_memory_and_disk_of_an_sae_are_counted_from_its_parameters(gemma: RunPlan) -> None:
     parameters = 2 * 3072 * 131072 + 3 * 131072 + 3072
     assert gemma.parameters == parameters
-    for name in ("SAE, weights", "SAE, gradients", "trained SAE", "publication"):
+    for name in ("SAE, weights", "SAE, Adam", "trained SAE", "publication"):
         assert part(gemma, name).bytes == 4 * parameters
-    assert part(gemma, "SAE, Adam").bytes == 8 * parameters
+    assert part(gemma, "SAE, gradients").bytes == 8 * parameters
     assert part(gemma, "checkpoints").bytes == 2 * 12 * parameters
     assert part(gemma, "SAE, resampling").bytes == 4 * 8192 * 3072
     # 1024 prompts of 1024 tokens less their special one, three times
@@ -130,9 +141,36 @@ def test_work_is_counted_from_tokens_and_sizes(gemma: RunPlan) -> None:
     (model,) = [job for job in gemma.work if job.part == "language model"]
     assert model.flops == read * per_token
     assert model.seconds == pytest.approx(model.flops / (0.4 * 989e12))
-    sae = part(gemma, "SAE, dense")
-    assert sae.flops == 7 * 2 * 3072 * 131072 * tokens
-    assert sae.seconds == pytest.approx(sae.flops / (0.5 * 67e12))
+    product = 2 * 3072 * 131072 * tokens
+    assert part(gemma, "SAE, if it were dense").flops == 8 * product  # by tiles
+    assert part(gemma, "SAE, sparse").flops == product + 8 * 2 * 3072 * 64 * tokens
+    dense = part(plan(GEMMA, ["autocast=true"], gpu="h200"), "SAE, dense")
+    assert dense.flops == 7 * product
+    assert dense.seconds == pytest.approx(dense.flops / (0.5 * 989e12))
+
+
+def test_a_sparse_step_on_a_gpu_takes_what_was_counted(gemma: RunPlan) -> None:
+    """docs/performance.md, "What can be expected": 13 to 15 ms."""
+    assert 0.013 < part(gemma, "SAE, sparse").seconds / gemma.steps < 0.015
+    assert "counted, not measured" in gemma.rate
+
+
+def cpu(float32: float) -> Device:
+    rates = {"float32": float32, "bfloat16": 7 * float32}
+    return Device(name="cpu", **rates, memory=24e9, measured=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "d_in", "d_sae", "l0", "seconds"),
+    [(4096, 3072, 131072, 64, 7.9), (2048, 768, 24576, 64, 0.163), (1024, 768, 12288, 512, 0.171)],
+)
+def test_a_sparse_step_on_a_cpu_takes_about_what_was_measured(
+    tiny: Path, monkeypatch: Any, rows: int, d_in: int, d_sae: int, l0: int, seconds: float
+) -> None:
+    """docs/engine.md and docs/performance.md: two cores that multiply 0.38 TFLOP a second."""
+    monkeypatch.setattr(devices, "_this_cpu", lambda: cpu(0.38e12))
+    found = plan(str(tiny), sizes(rows, d_in, d_sae, l0), gpu="cpu")
+    assert part(found, "SAE, sparse").seconds / found.steps == pytest.approx(seconds, rel=0.3)
 
 
 def test_the_published_file_is_as_large_as_planned(tiny: Path, tmp_path: Path) -> None:
@@ -150,16 +188,45 @@ def test_what_saelens_cannot_make_is_refused(tiny: Path, tmp_path: Path) -> None
         plan(str(path), gpu="h100")
 
 
-def test_on_a_cpu_the_sparse_engine_serves_and_on_a_gpu_the_dense_path(tiny: Path) -> None:
-    wide = ["sae.d_sae=2048"]
-    on_cpu, on_gpu = plan(str(tiny), wide, gpu="cpu"), plan(str(tiny), wide, gpu="a100")
-    assert part(on_cpu, "SAE, sparse").flops < part(on_cpu, "SAE, if it were dense").flops
-    assert not part(on_cpu, "SAE, if it were dense").counts
-    assert {job.part for job in on_gpu.work} == {"language model", "SAE, dense", "evaluation"}
-    # With β1 = 0 rows are stepped with one moment on a CPU, by torch's Adam with two on a GPU.
-    assert 2 * part(on_cpu, "SAE, Adam").bytes == part(on_gpu, "SAE, Adam").bytes
-    crowded = plan(str(tiny), gpu="cpu")  # 64 features of 64 a token
+@pytest.mark.parametrize("gpu", ["cpu", "a100"])
+def test_with_few_gates_open_the_sparse_engine_serves(tiny: Path, gpu: str) -> None:
+    sparse = plan(str(tiny), ["sae.d_sae=2048"], gpu=gpu)
+    assert part(sparse, "SAE, sparse").flops < part(sparse, "SAE, if it were dense").flops
+    assert not part(sparse, "SAE, if it were dense").counts
+    crowded = plan(str(tiny), gpu=gpu)  # 64 features of 64 a token
     assert {job.part for job in crowded.work} == {"language model", "SAE, dense", "evaluation"}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "percent"),
+    [("cpu", "float32", 8), ("h100", "float32", 5), ("h100", "bfloat16", 1)],
+)
+def test_how_many_open_gates_are_few_is_the_engines_threshold(
+    tiny: Path, gpu: str, dtype: str, percent: int
+) -> None:
+    parts = []
+    for l0 in (20 * percent, 20 * percent + 1):
+        overrides = ["sae.d_sae=2000", f"sae.target_l0={l0}", f"sae.dtype={dtype}"]
+        parts.append([job.part for job in plan(str(tiny), overrides, gpu=gpu).work])
+    assert "SAE, sparse" in parts[0]
+    assert "SAE, dense" in parts[1]
+
+
+def test_with_one_moment_gradients_are_held_twice(tiny: Path) -> None:
+    found = {beta1: plan(str(tiny), [f"adam_beta1={beta1}"], gpu="cpu") for beta1 in ("0.0", "0.9")}
+    weights = 4 * found["0.0"].parameters
+    names = ("SAE, gradients", "SAE, Adam")
+    held = {beta1: [part(one, name).bytes for name in names] for beta1, one in found.items()}
+    assert held == {"0.0": [2 * weights, weights], "0.9": [weights, 2 * weights]}
+
+
+def test_memory_at_7b_size_is_what_was_measured() -> None:
+    """In MB; docs/performance.md and docs/scale.md."""
+    found = plan(GEMMA, ["synthetic=true"], gpu="cpu")
+    assert part(found, "SAE, dense step").bytes / 1e6 == pytest.approx(617, rel=0.05)
+    assert part(found, "SAE, Adam's first step").bytes / 1e6 == pytest.approx(1780, rel=0.05)
+    assert part(found, "SAE, sparse step").bytes / 1e6 == pytest.approx(408, rel=0.05)
+    assert found.memory_total / 1e6 == pytest.approx(16_047, rel=0.03)
 
 
 def test_a_recipe_on_a_cpu_is_planned_for_this_one(tiny: Path) -> None:
@@ -212,7 +279,9 @@ def test_an_unknown_device_is_refused_with_the_choices() -> None:
 
 def test_a_half_as_fast_gpu_takes_twice_as_long(gemma: RunPlan, monkeypatch: Any) -> None:
     slow = replace(
-        GPUS["H200"], float32=GPUS["H200"].float32 / 2, bfloat16=GPUS["H200"].bfloat16 / 2
+        GPUS["H200"],
+        bfloat16=GPUS["H200"].bfloat16 / 2,
+        bandwidth=GPUS["H200"].bandwidth / 2,
     )
     monkeypatch.setitem(GPUS, "H200", slow)
     assert plan(GEMMA, gpu="h200").seconds == pytest.approx(2 * gemma.seconds)
@@ -228,21 +297,27 @@ def test_on_synthetic_activations_no_language_model_is_counted(gemma: RunPlan) -
     assert found.parameters == gemma.parameters
 
 
+def test_on_synthetic_activations_no_language_model_needs_to_be_known(tiny: Path) -> None:
+    assert plan(str(tiny), ["synthetic=true", "model_name=me/mine"], gpu="h100").seconds > 0
+
+
 def test_a_plan_can_be_written_as_json(gemma: RunPlan) -> None:
     assert json.loads(json.dumps(asdict(gemma)))["memory"][0]["part"] == "SAE, weights"
 
 
 @pytest.mark.parametrize(
     ("rows", "d_sae", "l0", "dense", "sparse"),
-    [(2048, 24576, 64, 1153, 92), (1024, 12288, 64, 320, 48), (1024, 12288, 512, None, 100)],
+    [
+        (4096, 24576, 64, 283, 138),
+        (2048, 24576, 64, 1093, 90),
+        (1024, 12288, 64, 310, 53),
+        (1024, 12288, 512, 310, 103),
+    ],
 )
 def test_a_steps_memory_agrees_with_what_was_measured(
-    tiny: Path, rows: int, d_sae: int, l0: int, dense: float | None, sparse: float
+    tiny: Path, rows: int, d_sae: int, l0: int, dense: float, sparse: float
 ) -> None:
-    """In MB; docs/engine.md, at d_in 768."""
-    overrides = [f"train_batch_size_tokens={rows}", "sae.d_in=768", f"sae.d_sae={d_sae}"]
-    overrides += [f"sae.target_l0={l0}", "training_tokens=4096"]
-    found = plan(str(tiny), overrides, gpu="cpu")
-    assert part(found, "SAE, sparse step").bytes / 1e6 == pytest.approx(sparse, rel=0.07)
-    if dense is not None:
-        assert part(found, "SAE, dense step").bytes / 1e6 == pytest.approx(dense, rel=0.07)
+    """In MB, by `benchmarks.bounded`, at d_in 768."""
+    found = plan(str(tiny), sizes(rows, 768, d_sae, l0), gpu="cpu")
+    assert part(found, "SAE, sparse step").bytes / 1e6 == pytest.approx(sparse, rel=0.1)
+    assert part(found, "SAE, dense step").bytes / 1e6 == pytest.approx(dense, rel=0.12)

@@ -16,7 +16,7 @@ from gated_hub_process import Command, Ended
 GatedHub = Callable[..., Ended]
 
 COMMANDS = ["train", "eval", "demo", "doctor", "push", "pull", "list", "show", "verify"]
-COMMANDS += ["card", "convert", "serve", "plan", "sweep"]
+COMMANDS += ["card", "convert", "serve", "plan", "sweep", "reproduce"]
 
 # Prints the help, then on another line what was imported and the seconds of CPU that it took.
 HELP = """
@@ -62,7 +62,7 @@ def test_help_takes_under_half_a_second_and_imports_nothing_heavy(words: list[st
 
 
 def test_every_command_is_tested_for_its_help() -> None:
-    import gated_plugin.cli.plan_command  # noqa: F401
+    from gated_plugin.cli import plan_command, reproduction_command  # noqa: F401
     from gated_plugin.cli.science_commands import app
 
     names = {info.name or info.callback.__name__ for info in app.registered_commands}

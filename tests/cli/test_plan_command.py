@@ -20,7 +20,7 @@ def test_a_run_is_shown_part_by_part_with_totals(gated_hub: GatedHub) -> None:
     for title in ("Memory", "Disk", "Work"):
         assert f"\n{title}\n" in said
     assert said.count("\ntotal ") == 3
-    assert "taken to reach 40%" in said
+    assert "counted, not measured: the language model is taken to reach 40%" in said
 
 
 def test_what_does_not_fit_is_said_with_a_way_out(gated_hub: GatedHub) -> None:
