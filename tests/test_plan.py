@@ -170,7 +170,7 @@ def test_a_sparse_step_on_a_cpu_takes_about_what_was_measured(
     """docs/engine.md and docs/performance.md: two cores that multiply 0.38 TFLOP a second."""
     monkeypatch.setattr(devices, "_this_cpu", lambda: cpu(0.38e12))
     found = plan(str(tiny), sizes(rows, d_in, d_sae, l0), gpu="cpu")
-    assert part(found, "SAE, sparse").seconds / found.steps == pytest.approx(seconds, rel=0.3)
+    assert part(found, "SAE, sparse").seconds / found.steps == pytest.approx(seconds, rel=0.35)
 
 
 def test_the_published_file_is_as_large_as_planned(tiny: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How fast a device multiplies: stated peaks for GPUs, a measurement for this computer."""
+"""How fast a device computes: stated peaks for GPUs, a measurement for this computer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Device:
     bfloat16: float
     memory: float | None
     """Bytes; None where it is not known."""
+    bandwidth: float = 0
+    """Bytes a second that a GPU's memory moves; no count for a CPU needs it."""
     measured: bool = False
     """Whether the rates were measured just now; those of a GPU are its maker's peaks."""
 
@@ -35,13 +37,13 @@ class Device:
         return self.float32 / (2 if dtype == "float64" else 1)
 
 
-# NVIDIA's data sheets, SXM, without sparsity.
+# NVIDIA's data sheets, SXM, without sparsity. All of compute capability 8.0 or newer.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Device(name="H200", float32=67e12, bfloat16=989e12, memory=141e9),
-        Device(name="H100", float32=67e12, bfloat16=989e12, memory=80e9),
-        Device(name="A100", float32=19.5e12, bfloat16=312e12, memory=80e9),
+        Device(name="H200", float32=67e12, bfloat16=989e12, memory=141e9, bandwidth=4.8e12),
+        Device(name="H100", float32=67e12, bfloat16=989e12, memory=80e9, bandwidth=3.35e12),
+        Device(name="A100", float32=19.5e12, bfloat16=312e12, memory=80e9, bandwidth=2.04e12),
     )
 }
 CHOICES = (*GPUS, "cpu")

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gated_plugin.plan.shape import BYTES, Shape
 
 DENSE_COPIES = {"gated": 6, "l1_baseline": 6, "saelens_gated": 10}
-"""Matrices [batch, d_sae] that a dense step holds at its peak: 5.7 to 6.4 by ours, 9.7 to 10.7 by
-SAELens' gated (docs/engine.md, column "peak MB")."""
+"""Matrices [batch, d_sae] that a dense step holds at its peak: 5.4 to 6.4 by ours where it has one
+tile, 9.7 to 10.7 by SAELens' gated (docs/engine.md, column "peak MB")."""
 OTHER_COPIES = 6
 """… by SAELens' other architectures, which nobody measured here."""
 
 BUFFERS = 3
 """The buffer in use, the next one as it comes from the language model, and its shuffled copy."""
 
-SEARCHED_FEATURES, BYTES_SEARCHED, ROWS_SEARCHED = 2048, 6, 4096
-BYTES_AN_ENTRY = 113
-"""A sparse step holds a bfloat16 copy of W_enc, one tile of pre-activations, three batches, and this
-for each feature that fires: within 7 % of the three peaks in docs/engine.md."""
+TILES, BATCHES_OF_TILES = 4, 9
+"""Arrays of one tile and of [batch, d_in] in a dense step of ours that goes by tiles. The first are
+kept, so that Adam's first step has them beside it."""
+
+BATCHES, BYTES_AN_ENTRY = 7, 109
+"""Arrays [batch, d_in] in a sparse step, and bytes for each feature that fires."""
+
+SEARCHED_FEATURES = 2048
+"""Features of which a sparse step on a CPU holds the rounded weights at once."""
+
+REST = 20_000_000
+"""Bytes of a step that are none of these. With it: within 10 % of what `benchmarks.bounded` measures,
+from 1024 × 768 × 12288 to 4096 × 3072 × 131072 (docs/performance.md)."""
+
+LIBRARIES = 744_000_000
+"""Bytes of Python, torch and SAELens, there too."""
 
 ON_THE_HUB = 2
 """Bytes a parameter of a language model as it is downloaded."""
@@ -46,9 +58,10 @@ class Need:
 
 def memory(shape: Shape) -> list[Need]:
     """Training at its peak, all parts at once; and, not counted, what an evaluation adds."""
+    parts = [*_of_sae(shape), *_libraries(shape)]
     if shape.recipe.synthetic:
-        return [*_of_sae(shape), _synthetic(shape)]
-    return [*_of_sae(shape), *_buffer(shape), *_of_language_model(shape)]
+        return [*parts, _synthetic(shape)]
+    return [*parts, *_buffer(shape), *_of_language_model(shape)]
 
 
 def disk(shape: Shape) -> list[Need]:
@@ -72,38 +85,88 @@ def _of_sae(shape: Shape) -> list[Need]:
     place = shape.cfg.device
     return [
         Need("SAE, weights", weights, f"{shape.sae_parameters:,} in {shape.sae_dtype}", place),
-        Need("SAE, gradients", weights, "as the weights", place),
-        _moments(shape, weights, place),
-        *_working_set(shape, place),
+        *_gradients_and_moments(shape, weights, place),
+        *_largest_of(_working_set(shape, place)),
+        *_densest_step(shape, place),
         *_reservoir(shape, place),
     ]
 
 
-def _moments(shape: Shape, weights: int, place: str) -> Need:
-    if shape.is_sparse and shape.cfg.adam_beta1 == 0:
-        how = "second moments; with β1 = 0 the first is the gradient"
-        return Need("SAE, Adam", weights, how, place)
-    return Need("SAE, Adam", 2 * weights, "two moments", place)
+def _gradients_and_moments(shape: Shape, weights: int, place: str) -> list[Need]:
+    if shape.has_kernels and shape.cfg.adam_beta1 == 0:
+        how = "twice: with β1 = 0 the last one is Adam's first moment"
+        return [
+            Need("SAE, gradients", 2 * weights, how, place),
+            Need("SAE, Adam", weights, "second moments", place),
+        ]
+    return [
+        Need("SAE, gradients", weights, "as the weights", place),
+        Need("SAE, Adam", 2 * weights, "two moments", place),
+    ]
 
 
 def _working_set(shape: Shape, place: str) -> list[Need]:
+    """What a step holds besides, at one time or another."""
+    first = shape.sae_itemsize * shape.d_in * shape.d_sae + _tiles(shape) + REST
+    parts = [_dense_step(shape, place)]
+    if shape.has_kernels:
+        parts.append(Need("SAE, Adam's first step", first, "a copy of a weight matrix", place))
+    if shape.is_sparse:
+        how = f"later, at L0 {shape.l0:g}"
+        parts.append(Need("SAE, sparse step", _sparse_step(shape, shape.l0), how, place))
+    return parts
+
+
+def _largest_of(parts: list[Need]) -> list[Need]:
+    """Alternatives, of which the largest counts."""
+    largest = max(parts, key=lambda part: part.bytes)
+    return [replace(part, counts=part is largest) for part in parts]
+
+
+def _tiles(shape: Shape) -> int:
+    return TILES * shape.batch * shape.tile * BYTES["float32"]
+
+
+def _dense_step(shape: Shape, place: str) -> Need:
+    note = ": half of all gates open at the start" if shape.is_sparse else ""
+    if shape.has_tiles:
+        batches = BATCHES_OF_TILES * shape.batch * shape.d_in * shape.sae_itemsize
+        how = f"by tiles: {TILES} × [{shape.batch}, {shape.tile}], {BATCHES_OF_TILES} batches{note}"
+        return Need("SAE, dense step", _tiles(shape) + batches + REST, how, place)
     copies = DENSE_COPIES.get(shape.architecture, OTHER_COPIES)
     dense = copies * shape.batch * shape.d_sae * shape.sae_itemsize
-    how = f"{copies} × [{shape.batch}, {shape.d_sae}]"
-    if not shape.is_sparse:
-        return [Need("SAE, dense step", dense, how, place)]
-    how = f"{how}: half of all gates open at the start"
-    rows = min(shape.batch, ROWS_SEARCHED)
-    sparse = (
-        2 * shape.d_in * shape.d_sae
-        + BYTES_SEARCHED * rows * min(SEARCHED_FEATURES, shape.d_sae)
-        + 3 * 4 * shape.batch * shape.d_in
-        + round(BYTES_AN_ENTRY * shape.batch * shape.l0)
-    )
-    return [
-        Need("SAE, dense step", dense, how, place),
-        Need("SAE, sparse step", sparse, f"instead, later, at L0 {shape.l0:g}", place, False),
-    ]
+    how = f"{copies} × [{shape.batch}, {shape.d_sae}]{note}"
+    return Need("SAE, dense step", dense, how, place)
+
+
+def _sparse_step(shape: Shape, l0: float) -> int:
+    batches = BATCHES * shape.batch * shape.d_in * shape.sae_itemsize
+    entries = round(BYTES_AN_ENTRY * shape.batch * l0)
+    return batches + entries + _rounded_weights(shape) + REST
+
+
+def _densest_step(shape: Shape, place: str) -> list[Need]:
+    """Between the two states; of a GPU nobody knows."""
+    if not (shape.is_sparse and shape.device.is_cpu):
+        return []
+    size = _sparse_step(shape, shape.densest * shape.d_sae)
+    how = f"not counted: at the most, while {shape.densest:.0%} of the gates are open"
+    return [Need("SAE, densest sparse step", size, how, place, False)]
+
+
+def _rounded_weights(shape: Shape) -> int:
+    """bfloat16 copies: of a tile on a CPU; on a GPU of all, and a bit for each gate."""
+    if shape.device.is_cpu:
+        return BYTES["bfloat16"] * shape.d_in * min(SEARCHED_FEATURES, shape.d_sae)
+    copied = shape.sae_dtype != "bfloat16"
+    return copied * BYTES["bfloat16"] * shape.d_in * shape.d_sae + shape.batch * shape.d_sae // 8
+
+
+def _libraries(shape: Shape) -> list[Need]:
+    """A GPU's memory has no part in them."""
+    if not shape.device.is_cpu:
+        return []
+    return [Need("Python and its libraries", LIBRARIES, "torch, SAELens", shape.cfg.device)]
 
 
 def _reservoir(shape: Shape, place: str) -> list[Need]:

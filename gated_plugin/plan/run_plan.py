@@ -6,10 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gated_plugin.plan.devices import Device, device
-from gated_plugin.plan.language_models import language_model
+from gated_plugin.plan.language_models import LanguageModel, language_model
 from gated_plugin.plan.needs import Need, disk, memory
 from gated_plugin.plan.shape import Shape, shape
-from gated_plugin.plan.work import LANGUAGE_MODEL_USE, SAE_USE, Work, evaluation_work, training_work
+from gated_plugin.plan.work import (
+    BANDWIDTH_USE,
+    LANGUAGE_MODEL_USE,
+    SAE_USE,
+    SEARCH_USE,
+    Work,
+    evaluation_work,
+    training_work,
+)
 from gated_plugin.recipe_files import find, parted, read
 from gated_plugin.recipes import Recipe
 from gated_plugin.variants import names
@@ -71,7 +79,7 @@ def plan(
         GatedError: no such recipe or device, or a language model of unknown size.
     """
     recipe = Recipe.load(source, overrides)
-    model = language_model(recipe.model_name, model_parameters)
+    model = _model(recipe, model_parameters)
     return _plan(source, recipe, shape(recipe, model, _device(recipe, gpu)), tokens_per_second)
 
 
@@ -97,11 +105,16 @@ def plan_all(
         _plan(
             one,
             recipe,
-            shape(recipe, language_model(recipe.model_name, model_parameters), on),
+            shape(recipe, _model(recipe, model_parameters), on),
             tokens_per_second,
         )
         for one, recipe in zip(sources, recipes, strict=True)
     ]
+
+
+def _model(recipe: Recipe, parameters: int | None) -> LanguageModel:
+    """Of synthetic activations none is loaded, so that its size need not be known."""
+    return language_model(recipe.model_name, 0 if recipe.synthetic else parameters)
 
 
 def _device(recipe: Recipe, gpu: str | None) -> Device:
@@ -147,8 +160,9 @@ def _rate(on: Device, tokens_per_second: float | None) -> str:
     if on.measured:
         peaks += f", measured now; the language model at {LANGUAGE_MODEL_USE:.0%} of it"
     else:
-        peaks = f"peaks of {peaks}; the language model is taken to reach {LANGUAGE_MODEL_USE:.0%}"
-        peaks += f", the SAE {SAE_USE:.0%}"
+        peaks = f"peaks of {peaks}, and {on.bandwidth / 1e12:.3g} TB/s, counted, not measured: "
+        peaks += f"the language model is taken to reach {LANGUAGE_MODEL_USE:.0%}, dense steps "
+        peaks += f"{SAE_USE:.0%}, the search {SEARCH_USE:.0%}, what moves bytes {BANDWIDTH_USE:.0%}"
     if tokens_per_second is None:
         return peaks
     return f"{tokens_per_second:g} tokens a second in training, as given; else {peaks}"

@@ -71,12 +71,44 @@ class Shape:
         return dtype if dtype in BYTES else "float32"
 
     @property
-    def is_sparse(self) -> bool:
-        """Whether the engine leaves out the gates that are closed: float32 on a CPU, few open."""
-        from gated_plugin.engine.dispatch import DENSEST_STEP
+    def has_kernels(self) -> bool:
+        """Whether ours step these weights: float32, and on a GPU bfloat16 too."""
+        dtypes = ("float32",) if self.device.is_cpu else ("float32", "bfloat16")
+        return self.architecture in OURS and self.sae_dtype in dtypes
 
-        on_cpu = self.device.is_cpu and self.sae_dtype == "float32" and not self.cfg.autocast
-        return self.architecture in OURS and on_cpu and self.l0 <= DENSEST_STEP * self.d_sae
+    @property
+    def uses_engine(self) -> bool:
+        """Whether training is our step, sparse or dense."""
+        return self.has_kernels and not self.cfg.autocast
+
+    @property
+    def densest(self) -> float:
+        """The density up to which the engine leaves out the gates that are closed."""
+        from gated_plugin.engine import dispatch
+
+        if self.device.is_cpu:
+            return dispatch.DENSEST_STEP
+        is_half = self.sae_dtype == "bfloat16"
+        return dispatch.DENSEST_ON_TENSOR_CORES if is_half else dispatch.DENSEST_ON_GPU
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether so few gates are open that the engine leaves the others out."""
+        return self.uses_engine and self.l0 <= self.densest * self.d_sae
+
+    @property
+    def tile(self) -> int:
+        """Features that a dense step of ours computes together; d_sae where it has but one tile."""
+        import torch
+
+        from gated_plugin.engine.dense import tiles_of
+
+        return tiles_of(self.batch, torch.empty(self.d_sae, device="meta"))[0].stop
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether a dense step goes tile by tile."""
+        return self.uses_engine and self.tile < self.d_sae
 
     @property
     def buffer_prompts(self) -> int:

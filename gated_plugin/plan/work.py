@@ -8,7 +8,7 @@ from gated_plugin.plan.shape import Shape
 
 DENSE_PRODUCTS = {"gated": 7, "l1_baseline": 7, "saelens_gated": 13}
 """Products of [batch, d_in] × [d_in, d_sae] or of its mirrors in a dense step, as torch's own
-counter finds them."""
+counter finds them; ours encodes once more where it goes by tiles."""
 OTHER_PRODUCTS = 6
 """… of SAELens' other architectures, such as standard and topk: two forward, four backward."""
 
@@ -19,9 +19,20 @@ mirrors, three sums of gradients."""
 LANGUAGE_MODEL_USE, SAE_USE = 0.4, 0.5
 """Share of the peak that is reached; taken as such, not measured on these devices."""
 
-SEARCH_IN_PRODUCTS, SPARSE_SLOWDOWN = 1.4, 6.0
-"""On a CPU a sparse step takes 1.4 float32 products for the search, Adam and the statistics, and its
-sparse operations run at a sixth of a product's rate (docs/engine.md: L0 64 and 512 at 768 × 12288)."""
+SEARCH_IN_PRODUCTS, ROWS_OF_WEIGHTS, SPARSE_SLOWDOWN = 0.6, 700, 6.0
+"""On a CPU a sparse step takes 0.6 float32 products for the search; as long as a product of 700 rows,
+whatever the batch, for what passes over the weights: rounding, clipping, Adam, norms; and its sparse
+operations run at a sixth of a product's rate. Steps of 1024 and 2048 × 768 and of 4096 × 3072
+(docs/engine.md, docs/performance.md) take 0.75 to 1.15 times that."""
+
+WEIGHT_PASSES, ROW_READS = 19, 2.5
+"""Bytes that a sparse step moves on a GPU besides the search's product: 19 times those of a weight
+matrix, and 2.5 rows for each feature that fires. Of the 38 GB that docs/performance.md counts at
+4096 × 3072 × 131072 and L0 64, the rows are those of recheck, decodes and gradients, 8 GB."""
+
+SEARCH_USE, BANDWIDTH_USE = 0.7, 0.875
+"""Shares of the peaks in bfloat16 and of the bandwidth, as docs/performance.md takes them: 620 to 790
+of 989 TFLOP/s, 4.2 of 4.8 TB/s. Not measured."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ def _language_model(shape: Shape) -> Work:
 def _sae(shape: Shape) -> list[Work]:
     tokens = shape.steps * shape.batch
     product = 2 * shape.d_in * shape.d_sae * tokens
-    count = DENSE_PRODUCTS.get(shape.architecture, OTHER_PRODUCTS)
+    count = DENSE_PRODUCTS.get(shape.architecture, OTHER_PRODUCTS) + shape.has_tiles
     rate = shape.device.rate("bfloat16" if shape.cfg.autocast else shape.sae_dtype)
     rate *= 1 if shape.device.measured else SAE_USE
     how = f"{count} products of {shape.d_in} × {shape.d_sae} a token"
@@ -80,12 +91,23 @@ def _sae(shape: Shape) -> list[Work]:
     if not shape.is_sparse:
         return [dense]
     sparse = 2 * SPARSE_PRODUCTS * shape.d_in * shape.l0 * tokens
-    seconds = (SEARCH_IN_PRODUCTS * product + SPARSE_SLOWDOWN * sparse) / rate
     note = f"1 product, and {SPARSE_PRODUCTS} rows for each of {shape.l0:g} features a token"
     return [
-        Work("SAE, sparse", product + sparse, seconds, note),
+        Work("SAE, sparse", product + sparse, shape.steps * _sparse_step(shape), note),
         Work("SAE, if it were dense", dense.flops, None, how, counts=False),
     ]
+
+
+def _sparse_step(shape: Shape) -> float:
+    """Seconds of one step."""
+    matrix, entries = shape.d_in * shape.d_sae, shape.batch * shape.l0
+    if shape.device.is_cpu:
+        rows = SEARCH_IN_PRODUCTS * shape.batch + ROWS_OF_WEIGHTS
+        sparse = SPARSE_SLOWDOWN * SPARSE_PRODUCTS * shape.d_in * entries
+        return 2 * (rows * matrix + sparse) / shape.device.rate(shape.sae_dtype)
+    search = 2 * shape.batch * matrix / (SEARCH_USE * shape.device.bfloat16)
+    moved = shape.sae_itemsize * (WEIGHT_PASSES * matrix + ROW_READS * shape.d_in * entries)
+    return search + moved / (BANDWIDTH_USE * shape.device.bandwidth)
 
 
 def _model_rate(shape: Shape) -> float:

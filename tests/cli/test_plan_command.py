@@ -25,6 +25,7 @@ def test_a_run_is_shown_part_by_part_with_totals(gated_hub: GatedHub) -> None:
 
 def test_what_does_not_fit_is_said_with_a_way_out(gated_hub: GatedHub) -> None:
     words = ("plan", "gemma-7b/resid-20-lambda-0.0005", "--gpu", "A100")
+    words += ("--set", "n_batches_in_buffer=256")
     assert "which has 80.0 GB: too much; try --set act_store_device=cpu" in gated_hub(*words).stdout
     moved = gated_hub(*words, "--set", "act_store_device=cpu").stdout
     assert "which has 80.0 GB\n" in moved
