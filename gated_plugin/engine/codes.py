@@ -136,6 +136,11 @@ def row_offsets(rows: Tensor, count: int) -> Tensor:
     return offsets
 
 
+def sorted_offsets(sorted_rows: Tensor, count: int) -> Tensor:
+    """`row_offsets` of what is sorted already; waits for no result of a GPU."""
+    return torch.searchsorted(sorted_rows, torch.arange(count + 1, device=sorted_rows.device))
+
+
 def _unravel(rows: Tensor, leading: torch.Size) -> list[Tensor]:
     places: list[Tensor] = []
     for size in reversed(leading[1:]):

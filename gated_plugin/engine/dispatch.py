@@ -182,18 +182,21 @@ def require_served(impl: str, *tensors: Tensor) -> None:
     if impl in ("auto", "torch", *DENSE):
         return
     implementation(impl)
-    kinds = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
     if impl == "numba" and not _are_float32_on_cpu(*tensors):
         raise GatedError(
-            f"impl='numba' computes in float32 on a CPU, but was given {kinds}; take "
+            f"impl='numba' computes in float32 on a CPU, but was given {_kinds(tensors)}; take "
             "impl='torch', or 'auto'."
         )
     if impl == "triton" and not (_are_on_new_gpu(*tensors) or is_interpreted()):
         raise GatedError(
             "impl='triton' computes in float32 or bfloat16 on an NVIDIA GPU of compute capability "
-            f"8.0 or newer, but was given {kinds}; take 'auto', or try the kernels on a CPU by "
-            "starting with TRITON_INTERPRET=1."
+            f"8.0 or newer, but was given {_kinds(tensors)}; take 'auto', or try the kernels on a "
+            "CPU by starting with TRITON_INTERPRET=1."
         )
+
+
+def _kinds(tensors: tuple[Tensor, ...]) -> str:
+    return ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
 
 
 def _screened(impl: str, x_BN: Tensor) -> bool:

@@ -22,9 +22,9 @@ from gated_plugin.engine.bound import (
     tensor_core_bound,
     unchecked_bound,
 )
-from gated_plugin.engine.codes import SparseCodes
+from gated_plugin.engine.codes import SparseCodes, sorted_offsets
 from gated_plugin.engine.options import options
-from gated_plugin.engine.plain import activate, back_to_pre, gather, scatter
+from gated_plugin.engine.plain import activate, back_to_pre, gather, opened, scatter
 from gated_plugin.engine.support import ByFeature, EncoderWeights, StepTerms, Support
 from gated_plugin.engine.triton_kernels import gathers, is_interpreted, launch, search
 
@@ -100,18 +100,7 @@ def find_support(x_BN: Tensor, weights: EncoderWeights, screened: bool) -> Suppo
     if not can_be_bounded(x.norm, W.norm, weights.b_gate_M):
         return None
     rows, features = _candidates(x, W, weights.b_gate_M, screened)
-    pre = _sample(rows, features, x_BN, W_MN)
-    gate = pre + weights.b_gate_M[features]
-    is_open = (gate > 0).nonzero()[:, 0]
-    rows, features, pre, gate = (part[is_open] for part in (rows, features, pre, gate))
-    magnitude = weights.r_mag_M.exp()[features] * pre + weights.b_mag_M[features]
-    codes = SparseCodes(
-        offsets=_starts(rows, len(x_BN)),
-        features=features,
-        values=torch.relu(magnitude),
-        shape=torch.Size((len(x_BN), len(W_MN))),
-    )
-    return Support(codes, pre, gate)
+    return opened(len(x_BN), rows, features, _sample(rows, features, x_BN, W_MN), weights)
 
 
 def _operand(exact_RN: Tensor, screened: bool) -> _Operand:
@@ -246,9 +235,4 @@ def step(support: Support, W_dec_MN: Tensor, b_dec_N: Tensor, x_BN: Tensor) -> S
 def sort_by_feature(codes: SparseCodes) -> ByFeature:
     """The order in which weight gradients are summed."""
     features, order = codes.features.sort(stable=True)
-    return ByFeature(_starts(features, codes.shape[-1]), codes.rows[order], order)
-
-
-def _starts(sorted_K: Tensor, count: int) -> Tensor:
-    """`row_offsets` of what is sorted already; waits for no result of the GPU."""
-    return torch.searchsorted(sorted_K, torch.arange(count + 1, device=sorted_K.device))
+    return ByFeature(sorted_offsets(features, codes.shape[-1]), codes.rows[order], order)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gated_plugin.engine.bound import can_be_bounded
-from gated_plugin.engine.codes import SparseCodes, row_offsets
+from gated_plugin.engine.codes import SparseCodes, row_offsets, sorted_offsets
 from gated_plugin.engine.products import bound_of_product
 from gated_plugin.engine.reference import features, magnitude_pre
 from gated_plugin.engine.support import ByFeature, DenseTotals, EncoderWeights, StepTerms, Support
@@ -34,15 +34,20 @@ def find_support(x_BN: Tensor, weights: EncoderWeights, screened: bool) -> Suppo
     rows, columns = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = torch.argsort(rows, stable=True)
     rows, columns = rows[order], columns[order]
-    pre = _products(x_BN, rows, W_MN, columns)
+    return opened(len(x_BN), rows, columns, _products(x_BN, rows, W_MN, columns), weights)
+
+
+def opened(B: int, rows: Tensor, columns: Tensor, pre: Tensor, weights: EncoderWeights) -> Support:
+    """Those candidates whose gate their pre-activation π opens, row after row as they came."""
     gate = pre + weights.b_gate_M[columns]
-    is_open = gate > 0
+    is_open = (gate > 0).nonzero()[:, 0]
     rows, columns, pre, gate = (part[is_open] for part in (rows, columns, pre, gate))
     magnitude = weights.r_mag_M.exp()[columns] * pre + weights.b_mag_M[columns]
-    offsets = row_offsets(rows, len(x_BN))
-    shape = torch.Size((len(x_BN), len(W_MN)))
     codes = SparseCodes(
-        offsets=offsets, features=columns, values=torch.relu(magnitude), shape=shape
+        offsets=sorted_offsets(rows, B),
+        features=columns,
+        values=torch.relu(magnitude),
+        shape=torch.Size((B, len(weights.b_gate_M))),
     )
     return Support(codes, pre, gate)
 

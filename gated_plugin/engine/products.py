@@ -65,9 +65,8 @@ def float32_products_are_rounded() -> bool:
 def gpu_rounds_float32_products() -> bool:
     """Whether the user lets torch round the operands of float32 products to TF32 on a GPU."""
     matmul = torch.backends.cuda.matmul
-    if hasattr(
-        matmul, "fp32_precision"
-    ):  # since torch 2.9; `allow_tf32` then raises in some states
+    if hasattr(matmul, "fp32_precision"):
+        # Since torch 2.9, where `allow_tf32` raises in some states.
         return matmul.fp32_precision == "tf32"
     return matmul.allow_tf32
 
